@@ -1,0 +1,96 @@
+"""Events on the wire: CloudEvents 1.0 over Kafka in binary mode.
+
+The value is plain JSON, so a consumer that knows nothing of CloudEvents just reads it; id, type, source, subject
+and time are headers, and `traceparent` (W3C) ties an event to the one that began its chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+
+import msgspec
+from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event, to_binary_event
+from cloudevents.core.exceptions import BaseCloudEventException
+from cloudevents.core.formats.json import JSONFormat
+from cloudevents.core.v1.event import CloudEvent
+
+from schemas.errors import Reject
+from schemas.events import EVENT_TYPES, Event, type_of
+
+Headers = list[tuple[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """One event with its identity. root: the id of the event that began the chain; its own id if it began one."""
+
+    id: str
+    event: Event
+    source: str
+    subject: str
+    time: datetime
+    root: str
+
+
+def traceparent(root: str, event_id: str) -> str:
+    """W3C trace context: one trace for a whole chain, one span for each event; deterministic."""
+    return f"00-{sha256(root.encode()).hexdigest()[:32]}-{sha256(event_id.encode()).hexdigest()[:16]}-01"
+
+
+def envelope(event: Event, *, id: str, source: str, subject: str, time: float, root: str | None = None) -> Envelope:
+    """An event ready to be sent. time: seconds since the epoch."""
+    return Envelope(id, event, source, subject, datetime.fromtimestamp(time, UTC), root or id)
+
+
+def encode(enveloped: Envelope) -> tuple[bytes, bytes, Headers]:
+    """Kafka key (the model's name), value and headers of an event."""
+    cloud = CloudEvent(
+        {
+            "specversion": "1.0",
+            "id": enveloped.id,
+            "type": type_of(enveloped.event),
+            "source": enveloped.source,
+            "subject": enveloped.subject,
+            "time": enveloped.time,
+            "datacontenttype": "application/json",
+            "driftlooproot": enveloped.root,
+        },
+        msgspec.json.encode(enveloped.event).decode(),
+    )
+    message = to_binary_event(cloud, JSONFormat())
+    headers = [*message.headers.items(), ("traceparent", traceparent(enveloped.root, enveloped.id).encode())]
+    return enveloped.event.model.encode(), message.value, headers
+
+
+def decode(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]] | None) -> Envelope:
+    """The event of a Kafka record, binary or structured mode.
+
+    Raises Reject: `encoding` or `syntax` (no readable CloudEvent), `schema-unsupported` (a type or version that this
+    program does not know), `schema` (known, but fields are wrong).
+    """
+    if value is None:
+        raise Reject("syntax", "a null value is no event")
+    named: Mapping[str, bytes] = {name: content or b"" for name, content in headers or ()}
+    try:
+        cloud = from_kafka_event(KafkaMessage(headers=dict(named), key=None, value=value), JSONFormat())
+        kind, id, source = cloud.get_type(), cloud.get_id(), cloud.get_source()
+        subject, time = cloud.get_subject() or "", cloud.get_time() or datetime.fromtimestamp(0, UTC)
+        root = cloud.get_extension("driftlooproot") or id
+    except UnicodeDecodeError as error:
+        raise Reject("encoding", f"a header or the value is not UTF-8: {error}") from error
+    except (BaseCloudEventException, BaseExceptionGroup, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Reject("syntax", f"not a CloudEvent: {error!r}") from error
+    event_type = EVENT_TYPES.get(kind)
+    if event_type is None:
+        raise Reject("schema-unsupported", f"event type {kind!r} is not known here; known: {', '.join(EVENT_TYPES)}")
+    data = cloud.get_data()
+    if not isinstance(data, dict):  # the library hands back what it cannot parse as it came
+        raise Reject("encoding" if isinstance(data, bytes) else "syntax", "the value is not a JSON object")
+    try:
+        event = msgspec.convert(data, event_type)
+    except msgspec.ValidationError as error:
+        raise Reject("schema", str(error)) from error
+    return Envelope(id, event, source, subject, time, str(root))

@@ -1,0 +1,182 @@
+"""The events of the loop, each a value on a topic of its own; names and meaning are public contracts.
+
+Event ids are deterministic (`event_id`): the same input gives the same id after any crash, so a consumer may
+drop an id that it has seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Final, Literal
+
+import msgspec
+
+from schemas.activity import Activity
+
+Severity = Literal["info", "warning", "critical"]
+Direction = Literal["up", "down"]
+Test = Literal["adwin", "statistic", "gain", "rotation", "confidence", "error"]
+Fault = Literal["stuck", "not-finite", "out-of-range", "rate", "gap"]
+DeployReason = Literal["first", "drift", "manual", "rollback"]
+About = Literal["retrain", "promote", "deploy", "rollback", "verdict"]
+
+Ts = Annotated[float, msgspec.Meta(description="Seconds since the epoch.")]
+Score = Annotated[float, msgspec.Meta(ge=0, le=1, description="Macro F1 on held-out data.")]
+Offset = Annotated[int, msgspec.Meta(ge=0)]
+Version = Annotated[str, msgspec.Meta(min_length=1, description="MLflow's version number; never an alias.")]
+
+
+class Position(msgspec.Struct, frozen=True):
+    """One record of a Kafka topic."""
+
+    topic: str
+    partition: int
+    offset: Offset
+
+
+class OffsetRange(msgspec.Struct, frozen=True):
+    """Records start ≤ offset < end of one partition."""
+
+    partition: int
+    start: Offset
+    end: Offset
+
+
+class DriftDetected(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A feature of one device no longer behaves as it did.
+
+    before, after: means of the statistic on either side of the change point, in the statistic's unit.
+    effect: their distance in reference standard deviations. ts, change_ts: event time.
+    test: what confirmed it; estimate: what that test estimates (`gain`, `rotation_deg`), if anything.
+    """
+
+    device: str
+    model: str
+    feature: str
+    statistic: str
+    detector: str
+    severity: Severity
+    effect: float
+    direction: Direction
+    before: float
+    after: float
+    ts: Ts
+    change_ts: Ts
+    position: Position
+    change_position: Position
+    episode: str
+    test: Test
+    activity: Activity | None = None
+    model_version: str | None = None
+    estimate: dict[str, float] | None = None
+
+
+class QualityDegraded(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A channel of one device is not measuring; it never starts a retrain. ended: the fault is over."""
+
+    device: str
+    model: str
+    channel: str
+    fault: Fault
+    ts: Ts
+    position: Position
+    ended: bool = False
+
+
+class CandidateScore(msgspec.Struct, frozen=True, kw_only=True):
+    """One trained candidate; recent: on the drifted window, anchor: on data from before, null where there is none."""
+
+    name: str
+    recent: Score | None
+    anchor: Score | None
+    fit_seconds: float
+
+
+class ChampionScore(msgspec.Struct, frozen=True, kw_only=True):
+    """The version that served when the candidates were judged, on the same held-out windows."""
+
+    version: Version
+    recent: Score | None
+    anchor: Score | None
+
+
+class TrainingWindow(msgspec.Struct, frozen=True, kw_only=True):
+    """Which records a model learned from. rows: readings in them; sha256: over their values in offset order."""
+
+    topic: str
+    ranges: list[OffsetRange]
+    rows: int
+    sha256: str
+
+
+class ModelRegistered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A better model is in the registry. digest: sha256 over the manifest of the model's file digests."""
+
+    model: str
+    version: Version
+    run_id: str
+    winner: str
+    candidates: list[CandidateScore]
+    window: TrainingWindow
+    digest: str
+    caused_by: list[str]
+    champion: ChampionScore | None = None
+    signature: str | None = None
+    key_id: str | None = None
+
+
+class Smoke(msgspec.Struct, frozen=True, kw_only=True):
+    """What the smoke requests before the switch took."""
+
+    requests: int
+    p50_ms: float
+    p99_ms: float
+
+
+class ModelDeployed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A version answers requests. endpoint: this version's own address, behind the router's stable one."""
+
+    model: str
+    version: Version
+    target: str
+    endpoint: str
+    smoke: Smoke
+    reason: DeployReason
+    caused_by: str
+    digest: str
+    previous: Version | None = None
+    image: str | None = None
+
+
+class DecisionMade(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What was decided, above all what was *not* done, with its reason. concerns: ids of the events it is about."""
+
+    model: str
+    about: About
+    outcome: str
+    reason: str
+    detail: str
+    concerns: list[str]
+    ts: Ts
+    numbers: dict[str, float] | None = None
+
+
+Event = DriftDetected | QualityDegraded | ModelRegistered | ModelDeployed | DecisionMade
+
+EVENT_TYPES: Final[dict[str, type[Event]]] = {
+    "driftloop.drift.detected.v1": DriftDetected,
+    "driftloop.quality.degraded.v1": QualityDegraded,
+    "driftloop.model.registered.v1": ModelRegistered,
+    "driftloop.model.deployed.v1": ModelDeployed,
+    "driftloop.decision.made.v1": DecisionMade,
+}
+
+
+def type_of(event: Event) -> str:
+    """The CloudEvents type of an event."""
+    return next(name for name, cls in EVENT_TYPES.items() if cls is type(event))
+
+
+def event_id(*parts: object) -> str:
+    """32 hex digits that are the same for the same parts."""
+    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:32]

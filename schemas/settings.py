@@ -1,0 +1,92 @@
+"""Every setting, its default and its meaning: environment variables `DRIFTLOOP_*`, or the same in `.env`.
+
+A running one-machine stack leaves its addresses in `<home>/stack.env`, so that every command finds it; what a person
+sets in the environment comes first.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from schemas.errors import UserError
+
+STACK_ENV = "stack.env"
+ModelName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
+
+
+class Settings(BaseSettings):
+    """Settings in force. Seconds and bytes are in the names; secrets never print."""
+
+    model_config = SettingsConfigDict(env_prefix="DRIFTLOOP_", extra="ignore", populate_by_name=True, frozen=True)
+
+    home: Path = Field(Path(".driftloop"), description="folder of the one-machine stack: data, logs, addresses")
+    model: ModelName = Field("activity", description="name of the model in the registry and the key of its events")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe log line written")
+
+    kafka_bootstrap: str | None = Field(None, description="host:port,… of your own Kafka; unset: the embedded one")
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="how to talk to your own Kafka"
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = Field(
+        "SCRAM-SHA-512", description="used with SASL_*"
+    )
+    kafka_sasl_username: str | None = Field(None, description="used with SASL_*")
+    kafka_sasl_password: SecretStr | None = Field(None, description="used with SASL_*")
+    kafka_ssl_ca: Path | None = Field(
+        None, description="PEM file of the authority that signed the broker's certificate"
+    )
+    topic_replication: int = Field(1, ge=1, description="replication factor of topics that we create")
+    mlflow_tracking_uri: str | None = Field(
+        None,
+        validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI", "DRIFTLOOP_MLFLOW_TRACKING_URI"),
+        description="your own MLflow server; unset: the embedded one",
+    )
+
+    detector: Literal["raw", "per-feature"] = Field(
+        "per-feature", description="raw: ADWIN on each raw channel, as tutorials do; per-feature: on window statistics"
+    )
+    checkpoint_seconds: float = Field(0.5, gt=0, description="how often the agent makes its state durable and commits")
+    checkpoint_readings: int = Field(5_000, ge=1, description="the same, by messages since the last checkpoint")
+
+    first_windows: int = Field(600, ge=50, description="labelled windows that the first model waits for")
+    recent_windows: int = Field(180, ge=20, description="labelled windows since the change that a retraining waits for")
+    recent_activities: int = Field(5, ge=1, le=6, description="different activities among them")
+    collect_seconds: float = Field(600, ge=0, description="how long a retraining waits for them before it gives up")
+    train_seconds: float = Field(900, gt=0, description="deadline of one training; past it the job has failed")
+    promote_margin: float = Field(0.02, ge=0, le=1, description="recent macro F1 that a challenger must gain")
+    anchor_loss: float = Field(0.03, ge=0, le=1, description="anchor macro F1 that it may lose")
+    training_seed: int = Field(0, ge=0, description="added to the seed that each job derives from its event's id")
+
+    target: Literal["process"] = Field("process", description="where models are deployed")
+    router_host: str = Field("127.0.0.1", description="address that the stable endpoint listens on")
+    router_port: int = Field(0, ge=0, le=65535, description="its port; 0: the stack chooses a free one and keeps it")
+    ready_seconds: float = Field(60, gt=0, description="how long a new version may take to answer /ping")
+    grace_seconds: float = Field(5, ge=0, description="how long the old version still serves after the switch")
+    health_port: int = Field(0, ge=0, le=65535, description="port of a process's /live and /ready; 0: none")
+
+    @property
+    def router_url(self) -> str:
+        """The stable address of the deployed model."""
+        return f"http://{self.router_host}:{self.router_port}"
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, `.env` and a running stack's addresses.
+
+    Raises UserError in one line that names the variable and what is wrong with it.
+    """
+    home = Path(overrides.get("home") or os.environ.get("DRIFTLOOP_HOME") or ".driftloop")
+    try:
+        return Settings(_env_file=(".env", home / STACK_ENV), **overrides)  # type: ignore[call-arg]  # pydantic-settings' own argument
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        variable = name.upper() if name.upper().startswith(("DRIFTLOOP_", "MLFLOW_")) else f"DRIFTLOOP_{name.upper()}"
+        raise UserError(
+            f"{variable}={first.get('input')!r}: {first['msg']}; correct it in the environment or in .env"
+        ) from None

@@ -1,0 +1,92 @@
+"""The map: every topic, what it carries, who writes and who reads it. Everything else about topics is derived."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from schemas.activity import Reading, ReadingBatch
+from schemas.events import DecisionMade, DriftDetected, ModelDeployed, ModelRegistered, QualityDegraded
+
+_DAY_MS: Final = 24 * 3600 * 1000
+# The broker takes what is far too big, so that the agent can dead-letter it with its reason; raw bytes and the dead
+# letter's headers then have to fit into the dead-letter topic.
+ACCEPTED_BYTES: Final = 32 * 1024 * 1024
+DEAD_LETTER_BYTES: Final = ACCEPTED_BYTES + 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One topic. key: what its records are keyed by. retention_ms: -1 keeps for ever; None is the broker's default."""
+
+    name: str
+    key: Literal["device", "model", "as received"]
+    carries: tuple[type, ...]
+    written_by: tuple[str, ...]
+    read_by: tuple[str, ...]
+    partitions: int = 1
+    cleanup: Literal["delete", "compact"] = "delete"
+    retention_ms: int | None = None
+    max_message_bytes: int | None = None
+
+    @property
+    def config(self) -> dict[str, str]:
+        """The topic's settings in Kafka's words."""
+        config: dict[str, str] = {"cleanup.policy": self.cleanup}
+        if self.retention_ms is not None:
+            config["retention.ms"] = str(self.retention_ms)
+        if self.max_message_bytes is not None:
+            config["max.message.bytes"] = str(self.max_message_bytes)
+        return config
+
+
+AGENT_GROUP: Final = "driftloop-agent"
+RETRAIN_GROUP: Final = "driftloop-retrain"
+DEPLOY_GROUP: Final = "driftloop-deploy"
+
+ACTIVITY: Final = Topic(
+    "activity",
+    "device",
+    (Reading, ReadingBatch),
+    ("sensors",),
+    ("agent", "retrain"),
+    4,
+    max_message_bytes=ACCEPTED_BYTES,
+)
+DRIFT: Final = Topic(
+    "drift", "model", (DriftDetected, QualityDegraded), ("agent",), ("retrain",), retention_ms=30 * _DAY_MS
+)
+DECISIONS: Final = Topic(
+    "decisions", "model", (DecisionMade,), ("retrain", "deploy"), ("monitor",), retention_ms=30 * _DAY_MS
+)
+MODEL_REGISTERED: Final = Topic(
+    "model-registered", "model", (ModelRegistered,), ("retrain",), ("deploy",), retention_ms=-1
+)
+DEPLOYED: Final = Topic("deployed", "model", (ModelDeployed,), ("deploy",), ("monitor",), retention_ms=-1)
+CURRENT_MODEL: Final = Topic(
+    "current-model", "model", (ModelDeployed,), ("deploy",), ("router", "agent", "retrain"), cleanup="compact"
+)
+# Faust names a table's changelog <app id>-<table>-changelog.
+DEVICES_TABLE: Final = "devices"
+AGENT_STATE: Final = Topic(
+    f"{AGENT_GROUP}-{DEVICES_TABLE}-changelog",
+    "device",
+    (),
+    ("agent",),
+    ("agent",),
+    ACTIVITY.partitions,
+    cleanup="compact",
+)
+
+
+def dead_letters(topic: Topic) -> Topic:
+    """The dead-letter topic of a consumed topic: raw bytes as received, partitions as its source."""
+    name = f"{topic.name}.dlq"
+    return Topic(
+        name, "as received", (), topic.read_by, ("operators",), topic.partitions, max_message_bytes=DEAD_LETTER_BYTES
+    )
+
+
+EVENT_TOPICS: Final = (DRIFT, DECISIONS, MODEL_REGISTERED, DEPLOYED)
+DEAD_LETTER_TOPICS: Final = tuple(map(dead_letters, (ACTIVITY, DRIFT, MODEL_REGISTERED)))
+TOPICS: Final = (ACTIVITY, *EVENT_TOPICS, CURRENT_MODEL, *DEAD_LETTER_TOPICS, AGENT_STATE)
