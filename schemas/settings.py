@@ -14,6 +14,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from schemas.errors import UserError
+from schemas.topology import Topic
 
 STACK_ENV = "stack.env"
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
@@ -39,6 +40,10 @@ class Settings(BaseSettings):
     kafka_sasl_password: SecretStr | None = Field(None, description="used with SASL_*")
     kafka_ssl_ca: Path | None = Field(
         None, description="PEM file of the authority that signed the broker's certificate"
+    )
+    namespace: Annotated[str, Field(pattern=r"^([a-z0-9-]+\.)?$")] = Field(
+        "",
+        description="put before every topic, group and transactional id, as in `team-a.`: several loops on one Kafka",
     )
     topic_replication: int = Field(1, ge=1, description="replication factor of topics that we create")
     mlflow_tracking_uri: str | None = Field(
@@ -68,6 +73,10 @@ class Settings(BaseSettings):
     ready_seconds: float = Field(60, gt=0, description="how long a new version may take to answer /ping")
     grace_seconds: float = Field(5, ge=0, description="how long the old version still serves after the switch")
     health_port: int = Field(0, ge=0, le=65535, description="port of a process's /live and /ready; 0: none")
+
+    def topic(self, topic: Topic) -> str:
+        """The topic's name on this cluster."""
+        return f"{self.namespace}{topic.name}"
 
     @property
     def router_url(self) -> str:
