@@ -6,13 +6,15 @@ and time are headers, and `traceparent` (W3C) ties an event to the one that bega
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
+from typing import Any, Final
 
 import msgspec
-from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka_event, to_binary_event
+from cloudevents.core.bindings.kafka import KafkaMessage, from_kafka, to_binary_event
 from cloudevents.core.exceptions import BaseCloudEventException
 from cloudevents.core.formats.json import JSONFormat
 from cloudevents.core.v1.event import CloudEvent
@@ -21,6 +23,8 @@ from schemas.errors import Reject
 from schemas.events import EVENT_TYPES, Event, type_of
 
 Headers = list[tuple[str, bytes]]
+
+_NO_TIME: Final = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +77,19 @@ def decode(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, 
     """
     if value is None:
         raise Reject("syntax", "a null value is no event")
-    named: Mapping[str, bytes] = {name: content or b"" for name, content in headers or ()}
+    # The library decodes every header that it is given; what others add (a tracer's binary context) is theirs.
+    ours = {name: content or b"" for name, content in headers or () if _is_cloud_event_header(name)}
     try:
-        cloud = from_kafka_event(KafkaMessage(headers=dict(named), key=None, value=value), JSONFormat())
+        cloud = from_kafka(KafkaMessage(headers=ours, key=None, value=value), JSONFormat(), _cloud_event)
         kind, id, source = cloud.get_type(), cloud.get_id(), cloud.get_source()
-        subject, time = cloud.get_subject() or "", cloud.get_time() or datetime.fromtimestamp(0, UTC)
-        root = cloud.get_extension("driftlooproot") or id
+        subject, time = cloud.get_subject() or "", cloud.get_time() or _NO_TIME
+        root = str(cloud.get_extension("driftlooproot") or id)
+        "".join((kind, id, source, subject, root)).encode()  # JSON can hold half a surrogate pair, UTF-8 cannot
     except UnicodeDecodeError as error:
         raise Reject("encoding", f"a header or the value is not UTF-8: {error}") from error
-    except (BaseCloudEventException, BaseExceptionGroup, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise Reject("syntax", f"not a CloudEvent: {error!r}") from error
+    except _NOT_A_CLOUD_EVENT as error:
+        reason = " ".join(str(error).split())
+        raise Reject("syntax", f"not a CloudEvent: {type(error).__name__}: {reason}") from error
     event_type = EVENT_TYPES.get(kind)
     if event_type is None:
         raise Reject("schema-unsupported", f"event type {kind!r} is not known here; known: {', '.join(EVENT_TYPES)}")
@@ -90,7 +97,35 @@ def decode(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, 
     if not isinstance(data, dict):  # the library hands back what it cannot parse as it came
         raise Reject("encoding" if isinstance(data, bytes) else "syntax", "the value is not a JSON object")
     try:
-        event = msgspec.convert(data, event_type)
+        # Once more through JSON: the library's parser takes NaN, Infinity and half surrogate pairs, msgspec's does not.
+        event = msgspec.json.decode(json.dumps(data), type=event_type)
     except msgspec.ValidationError as error:
         raise Reject("schema", str(error)) from error
-    return Envelope(id, event, source, subject, time, str(root))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Reject("syntax", str(error)) from error
+    return Envelope(id, event, source, subject, time, root)
+
+
+# What the library, dateutil and json raise for bytes that nobody expected.
+_NOT_A_CLOUD_EVENT: Final = (
+    BaseCloudEventException,
+    BaseExceptionGroup,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,  # a time past the year 9999
+    RecursionError,  # brackets nested a thousand deep
+)
+
+
+def _is_cloud_event_header(name: str) -> bool:
+    return name.lower().startswith("ce_") or name.lower() == "content-type"
+
+
+def _cloud_event(attributes: dict[str, Any], data: Any) -> CloudEvent:
+    """An event of what is there: left alone, the library draws a random id and takes the time of day."""
+    if "id" not in attributes:
+        raise ValueError("it has no id")
+    attributes.setdefault("time", _NO_TIME)
+    return CloudEvent(attributes, data)

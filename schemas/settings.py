@@ -1,12 +1,11 @@
 """Every setting, its default and its meaning: environment variables `DRIFTLOOP_*`, or the same in `.env`.
 
 A running one-machine stack leaves its addresses in `<home>/stack.env`, so that every command finds it; what a person
-sets in the environment comes first.
+sets, in the environment or in `.env`, comes first.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -52,8 +51,10 @@ class Settings(BaseSettings):
         description="your own MLflow server; unset: the embedded one",
     )
 
-    detector: Literal["raw", "per-feature"] = Field(
-        "per-feature", description="raw: ADWIN on each raw channel, as tutorials do; per-feature: on window statistics"
+    detector: Literal["raw", "per-feature", "confirmed"] = Field(
+        "confirmed",
+        description="raw: ADWIN on each raw channel, as tutorials do; per-feature: on window statistics; "
+        "confirmed: on their residuals per activity, confirmed over several stretches",
     )
     checkpoint_seconds: float = Field(0.5, gt=0, description="how often the agent makes its state durable and commits")
     checkpoint_readings: int = Field(5_000, ge=1, description="the same, by messages since the last checkpoint")
@@ -89,9 +90,9 @@ def load_settings(**overrides: Any) -> Settings:
 
     Raises UserError in one line that names the variable and what is wrong with it.
     """
-    home = Path(overrides.get("home") or os.environ.get("DRIFTLOOP_HOME") or ".driftloop")
     try:
-        return Settings(_env_file=(".env", home / STACK_ENV), **overrides)  # type: ignore[call-arg]  # pydantic-settings' own argument
+        home = Settings(_env_file=".env", **overrides).home  # type: ignore[call-arg]  # pydantic-settings' own argument
+        return Settings(_env_file=(home / STACK_ENV, ".env"), **overrides)  # type: ignore[call-arg]
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"

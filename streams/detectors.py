@@ -1,0 +1,23 @@
+"""The detectors by their setting's name (`DRIFTLOOP_DETECTOR`).
+
+- `raw`: one ADWIN on each raw channel, as tutorials do. About 1,300 alarms an hour on real data, because walking and
+  then sitting *is* a change of the mean and 50 Hz readings are autocorrelated.
+- `per-feature`: one ADWIN on each of the ten window statistics. Tens of alarms an hour, for the same first reason.
+- `confirmed`: statistics are compared with what this device showed before in the same activity; an ADWIN opens a
+  candidate and gives the change point; it becomes an alarm when at least two later stretches of activity agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from streams.adwin import PerFeatureDetector, RawDetector
+from streams.confirmed import ConfirmedDetector
+from streams.drift import Detector
+
+DETECTORS: Final[dict[str, Callable[[], Detector]]] = {
+    "raw": RawDetector,
+    "per-feature": PerFeatureDetector,
+    "confirmed": ConfirmedDetector,
+}
