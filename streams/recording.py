@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from schemas.activity import SAMPLE_RATE_HZ
 from streams.windows import Floats, Ints
 
-# How the detector's design was measured (section 6 of its notes): a trial begins and ends with the hand at the phone, and what is
-# left after that has to hold a few windows.
+# How the detector's design was measured: a trial begins and ends with the hand at the phone, and what is left after
+# that has to hold a few windows.
 BOUT_SECONDS: Final = (15.0, 45.0)
 TRIMMED_SECONDS: Final = 1.5
 SHORTEST_BOUT_SECONDS: Final = 8.0
