@@ -57,7 +57,7 @@ def encode(enveloped: Envelope) -> tuple[bytes, bytes, Headers]:
             "id": enveloped.id,
             "type": type_of(enveloped.event),
             "source": enveloped.source,
-            "subject": enveloped.subject,
+            **({"subject": enveloped.subject} if enveloped.subject else {}),
             "time": enveloped.time,
             "datacontenttype": "application/json",
             "driftlooproot": enveloped.root,
