@@ -1,0 +1,48 @@
+"""`driftloop run agent`: the Faust worker that watches `activity` and publishes drift."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import faust
+import structlog
+from confluent_kafka.admin import AdminClient
+
+from schemas.settings import Settings
+from schemas.topology import ACTIVITY
+from streams.agent import create_app
+from streams.current_model import CurrentModel
+from streams.kafka import client_config
+from workers.startup import begin, stop_on_signals, wait_for_topics
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings) -> None:
+    """Run until SIGTERM. Ends non-zero, state intact, if anything in the agent cannot be trusted."""
+    health = begin("agent", settings)
+    stopping = stop_on_signals()
+    wait_for_topics(settings, health, stopping)
+    if stopping.is_set():
+        return
+    topic = settings.topic(ACTIVITY)
+    partitions = len(AdminClient(client_config(settings)).list_topics(topic, timeout=10).topics[topic].partitions)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    current = CurrentModel(settings).start()
+    app, watcher = create_app(settings, partitions, lambda: current.version)
+    health.doing = "watching"
+    health.ready = lambda: watcher.ready
+
+    def watch_turns() -> None:
+        while True:
+            if time.monotonic() - watcher.turned < 5 or app.rebalancing or not app.started:
+                health.beat()
+            time.sleep(1)
+
+    threading.Thread(target=watch_turns, name="turns", daemon=True).start()
+    log.info("agent.starting", partitions=partitions, detector=settings.detector)
+    # The worker installs its own SIGTERM: stop fetching, commit, leave the group.
+    faust.Worker(
+        app, override_logging=False, redirect_stdouts=False, quiet=True, loglevel="WARN"
+    ).execute_from_commandline()

@@ -1,0 +1,63 @@
+"""`/live` and `/ready` of a process: whether its loop still turns, and whether it can do its work now."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from schemas.errors import UserError
+
+LOOP_SECONDS = 30.0
+
+
+class Health:
+    """The state behind the two answers; `beat` is called by the loop each time it turns."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.doing = "starting"
+        self.ready: Callable[[], bool] = lambda: False
+        self._beaten = time.monotonic()
+
+    def beat(self) -> None:
+        """The loop has turned."""
+        self._beaten = time.monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        """Since the loop last turned."""
+        return time.monotonic() - self._beaten
+
+    @property
+    def live(self) -> bool:
+        """Whether the loop has turned of late."""
+        return self.idle_seconds < LOOP_SECONDS
+
+    def serve(self, port: int) -> None:
+        """Answer on 127.0.0.1:port from a thread; port 0 does not. Raises UserError if the port is taken."""
+        if port == 0:
+            return
+        health = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                good = {"/live": lambda: health.live, "/ready": lambda: health.live and health.ready()}.get(self.path)
+                status = 404 if good is None else 200 if good() else 503
+                body = json.dumps({"process": health.name, "doing": health.doing, "ok": status == 200}).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Probes are no news."""
+
+        try:
+            server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        except OSError as error:
+            raise UserError(f"port {port} for /live and /ready: {error.strerror}; set DRIFTLOOP_HEALTH_PORT") from error
+        threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
