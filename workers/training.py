@@ -22,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 
 from schemas.activity import ACCELERATION, ATTITUDE, GRAVITY, ROTATION, SAMPLE_RATE_HZ
 from streams.features import features
+from streams.inject import rotation
 from streams.windows import MAX_GAP_S, WINDOW, Floats, Ints
 
 RECENT_SHARE: Final = 0.1
@@ -36,7 +37,7 @@ def candidates(seed: int) -> list[Candidate]:
     classifiers = {
         "logistic-regression": LogisticRegression(C=0.03, max_iter=300),
         "k-nearest-neighbours": KNeighborsClassifier(15),
-        "random-forest": RandomForestClassifier(100, min_samples_leaf=2, n_jobs=2, random_state=seed),
+        "random-forest": RandomForestClassifier(100, min_samples_leaf=2, random_state=seed),
         "gaussian-naive-bayes": GaussianNB(var_smoothing=1e-2),
         # No early stopping: it would hold windows out at random, and neighbouring windows share half their readings.
         "hist-gradient-boosting": HistGradientBoostingClassifier(
@@ -66,16 +67,6 @@ def bouts_of(labels: Ints, devices: NDArray[np.str_] | Ints, starts: Floats) -> 
     return bouts
 
 
-def rotation_matrices(axes: Floats, angles: Floats) -> Floats:
-    """(n, 3, 3) matrices that turn a vector about (n, 3) unit axes by (n,) angles in rad (Rodrigues' formula)."""
-    x, y, z = axes.T
-    none = np.zeros_like(x)
-    cross = np.stack([none, -z, y, z, none, -x, -y, x, none], -1).reshape(-1, 3, 3)
-    sine, cosine = np.sin(angles)[:, None, None], np.cos(angles)[:, None, None]
-    matrices: Floats = np.eye(3) + sine * cross + (1 - cosine) * (cross @ cross)
-    return matrices
-
-
 def rotated_copy(
     values: Floats, bouts: Ints, rng: np.random.Generator, max_degrees: float = MAX_TURN_DEGREES
 ) -> Floats:
@@ -86,15 +77,14 @@ def rotated_copy(
     when a phone is turned by 90°, one that has not loses 13.
     """
     names, bout = np.unique(bouts, return_inverse=True)
-    axes = rng.normal(size=(len(names), 3))
-    axes /= np.linalg.norm(axes, axis=1, keepdims=True)
-    turn = rotation_matrices(axes, np.radians(rng.uniform(0, max_degrees, len(names))))[bout]
+    angles = np.radians(rng.uniform(0, max_degrees, len(names)))
+    turn = np.array([rotation(rng.standard_normal(3), angle) for angle in angles]).reshape(-1, 3, 3)[bout]
     turned = values.copy()
     for vector in (GRAVITY, ROTATION, ACCELERATION):
         turned[..., vector] = values[..., vector] @ turn.transpose(0, 2, 1)
     gravity_x, gravity_y, gravity_z = np.moveaxis(turned[..., GRAVITY], -1, 0)
     turned[..., ATTITUDE.start] = np.arctan2(gravity_x, -gravity_z)
-    turned[..., ATTITUDE.start + 1] = np.arcsin(np.clip(-gravity_y, -1, 1))
+    turned[..., ATTITUDE.start + 1] = np.arctan2(-gravity_y, np.hypot(gravity_x, gravity_z))
     return turned
 
 
