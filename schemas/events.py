@@ -100,13 +100,17 @@ class ChampionScore(msgspec.Struct, frozen=True, kw_only=True):
     anchor: Score | None
 
 
-class TrainingWindow(msgspec.Struct, frozen=True, kw_only=True):
-    """Which records a model learned from. rows: readings in them; sha256: over their values in offset order."""
+class TrainingWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Which records a model learned from: those of one device in the ranges, or of all.
+
+    rows: readings in them; sha256: over the records' values in offset order.
+    """
 
     topic: str
     ranges: list[OffsetRange]
     rows: int
     sha256: str
+    device: str | None = None
 
 
 class ModelRegistered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

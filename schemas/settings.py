@@ -44,6 +44,9 @@ class Settings(BaseSettings):
         "",
         description="put before every topic, group and transactional id, as in `team-a.`: several loops on one Kafka",
     )
+    slot: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = Field(
+        "1", description="which of several retrain or deploy workers this one is; no two may share a slot"
+    )
     topic_replication: int = Field(1, ge=1, description="replication factor of topics that we create")
     mlflow_tracking_uri: str | None = Field(
         None,

@@ -1,0 +1,164 @@
+"""Readings read back from Kafka by offset ranges, through the same gate and the same windows as the agent's.
+
+A range names records for good: the same ranges give the same windows, as long as the topic still holds them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from schemas.errors import Reject, Retry
+from schemas.events import OffsetRange, TrainingWindow
+from schemas.settings import Settings
+from schemas.topology import ACTIVITY
+from streams.gate import Decoded, Record, add, check, decode
+from streams.kafka import reader_config
+from streams.windows import Readings, Windows, cut, empty_readings, joined
+
+_RUN = 2_000  # records decoded at a time: memory stays bounded whatever the range
+
+
+class WindowExpired(Exception):
+    """Retention has deleted records of the range; training on other ones in their place would be a lie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What ranges of records hold. windows: by device. window: what was read, with its digest."""
+
+    window: TrainingWindow
+    windows: dict[str, Windows]
+
+
+def end_ranges(settings: Settings, partitions: Sequence[int] | None = None, timeout: float = 10) -> list[OffsetRange]:
+    """From the first record to behind the last one, for each partition of `activity` (or those given)."""
+    topic = settings.topic(ACTIVITY)
+    consumer = Consumer(reader_config(settings))
+    try:
+        if partitions is None:
+            metadata = consumer.list_topics(topic, timeout=timeout).topics[topic]
+            partitions = sorted(metadata.partitions)
+        marks = {
+            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=timeout)
+            for number in partitions
+        }
+    except KafkaException as error:
+        raise Retry(f"offsets of {topic}: {error.args[0].str()}") from error
+    finally:
+        consumer.close()
+    return [OffsetRange(number, low, high) for number, (low, high) in marks.items()]
+
+
+def replay(
+    settings: Settings,
+    ranges: Sequence[OffsetRange],
+    device: str | None = None,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Replayed:
+    """Windows of the records in the ranges, of one device or all.
+
+    Raises WindowExpired where retention has passed the start of a range, Retry where the broker does not answer.
+    """
+    topic = settings.topic(ACTIVITY)
+    digest = hashlib.sha256()
+    windows: dict[str, list[Windows]] = {}
+    rows = 0
+    for wanted in sorted(ranges, key=lambda item: item.partition):
+        if wanted.end <= wanted.start:
+            continue
+        reader = _PartitionReader(device)
+        for records in _runs(settings, topic, wanted, stopping):
+            for record in records:
+                if device is None or record.key == device.encode():
+                    digest.update(record.value or b"")
+            rows += reader.take(records, windows)
+    return Replayed(
+        TrainingWindow(topic=topic, ranges=list(ranges), rows=rows, sha256=digest.hexdigest(), device=device),
+        {name: _joined_windows(parts) for name, parts in windows.items()},
+    )
+
+
+def _runs(settings: Settings, topic: str, wanted: OffsetRange, stopping: Callable[[], bool]) -> Iterator[list[Record]]:
+    """The range's records in offset order, some at a time."""
+    consumer = Consumer(reader_config(settings, **{"enable.partition.eof": True}))
+    place = TopicPartition(topic, wanted.partition, wanted.start)
+    try:
+        low, high = consumer.get_watermark_offsets(place, timeout=10)
+        if low > wanted.start:
+            raise WindowExpired(f"{topic}/{wanted.partition} begins at {low}, the window at {wanted.start}")
+        if high < wanted.end:
+            raise WindowExpired(
+                f"{topic}/{wanted.partition} ends at {high}, the window at {wanted.end}: another topic?"
+            )
+        consumer.assign([place])
+        silent = 0
+        while not stopping():
+            messages = consumer.consume(_RUN, timeout=1.0)
+            good = [message for message in messages if message.error() is None and message.offset() < wanted.end]
+            if good:
+                yield [_record(message) for message in good]
+            # The end may be a transaction's marker, which is never delivered: then only the position tells.
+            if any(_at_end(message, wanted.end) for message in messages) or (
+                consumer.position([place])[0].offset >= wanted.end
+            ):
+                return
+            silent = 0 if messages else silent + 1
+            if silent >= 30:
+                raise Retry(f"{topic}/{wanted.partition} gave nothing for 30 s")
+    except KafkaException as error:
+        raise Retry(f"{topic}/{wanted.partition}: {error.args[0].str()}") from error
+    finally:
+        consumer.close()
+
+
+def _at_end(message: Message, end: int) -> bool:
+    error = message.error()
+    if error is None:
+        return bool(message.offset() + 1 >= end)
+    return bool(error.code() == KafkaError._PARTITION_EOF and message.offset() >= end)
+
+
+def _record(message: Message) -> Record:
+    _, timestamp = message.timestamp()
+    return Record(message.offset(), timestamp / 1000 if timestamp > 0 else None, message.key(), message.value())
+
+
+class _PartitionReader:
+    """Turns runs of one partition's records into windows, device by device."""
+
+    def __init__(self, device: str | None) -> None:
+        self.device = device
+        self.states: dict[str, tuple[float, Readings]] = {}
+
+    def take(self, records: Sequence[Record], windows: dict[str, list[Windows]]) -> int:
+        by_device: dict[str, Decoded] = {}
+        for index, record in enumerate(records):
+            if self.device is not None and record.key != self.device.encode():
+                continue
+            try:
+                message = decode(record)
+                add(by_device.setdefault(message.device, Decoded()), message, index)
+            except Reject:
+                continue  # dead-lettered by the agent
+        rows = 0
+        for name, decoded in by_device.items():
+            if not decoded.source:
+                continue
+            last, buffer = self.states.get(name, (float("-inf"), empty_readings()))
+            passed = check(decoded, records, last, buffer)
+            found, rest = cut(joined([buffer, passed.readings]))
+            last = float(passed.readings.ts[-1]) if len(passed.readings) else last
+            self.states[name] = (last, rest)
+            windows.setdefault(name, []).append(found)
+            rows += len(passed.readings)
+        return rows
+
+
+def _joined_windows(parts: Sequence[Windows]) -> Windows:
+    return Windows(*(np.concatenate([getattr(part, name) for part in parts]) for name in Windows.__slots__))
