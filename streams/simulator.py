@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
 from typing import Final
 
 import numpy as np
@@ -70,11 +69,11 @@ _GAITS: Final[Mapping[Activity, Gait]] = {
         (0.18, 0.50, 0.28, 0.33, 0.20, 0.38, 0.15, 0.38, 0.12, 0.30), 0.75, 0.22, 0.15,
     ),
     "ups": Gait(
-        1.62, (0.34, 0.25, 0.21), (0.75, 1.30, 1.00), 0.25, -1.02, 0.05, 0.03,
+        1.58, (0.33, 0.25, 0.21), (0.75, 1.30, 1.00), 0.25, -1.02, 0.05, 0.03,
         (0.26, 0.58, 0.25, 0.34, 0.18, 0.28, 0.12, 0.32, 0.10, 0.22), 0.35, 0.20, 0.15,
     ),
     "wlk": Gait(
-        1.90, (0.52, 0.38, 0.30), (0.80, 1.40, 1.15), 0.25, -1.20, 0.05, 0.02,
+        1.92, (0.52, 0.38, 0.30), (0.80, 1.40, 1.15), 0.25, -1.20, 0.05, 0.02,
         (0.12, 0.56, 0.25, 0.40, 0.15, 0.28, 0.12, 0.35, 0.12, 0.30), 0.50, 0.12,
     ),
     "jog": Gait(
@@ -154,6 +153,8 @@ def simulate(
     """
     if devices < 1 or not 0 < seconds < np.inf or seed < 0 or first < 1 or session < 0:
         raise UserError("simulate: give at least one device, some seconds, and no negative seed, session or first")
+    if not any(mix.get(activity, 0) > 0 for activity in ACTIVITIES) or not 2 <= bout_seconds[0] <= bout_seconds[1]:
+        raise UserError(f"simulate: bouts last 2 s or more, and the mix needs one of {', '.join(ACTIVITIES)} above 0")
     return [
         _recorded(walker(seed, number), number, seconds, (seed, session), start_ts, bout_seconds, mix)
         for number in range(first, first + devices)
@@ -163,8 +164,8 @@ def simulate(
 def walker(seed: int, number: int) -> Walker:
     """The person of that number: the same for ever, whatever is simulated of them."""
     rng = np.random.default_rng([seed, number])
-    pocket = rng.normal(0.0, 0.20, 3)
-    pace, vigour, loud = rng.normal(1.0, 0.06), np.exp(rng.normal(0.0, 0.12)), np.exp(rng.normal(0.0, 0.15))
+    pocket = rng.normal(0.0, 0.15, 3)
+    pace, vigour, loud = rng.normal(1.0, 0.045), np.exp(rng.normal(0.0, 0.12)), np.exp(rng.normal(0.0, 0.15))
     axes = np.exp(rng.normal(0.0, 0.18, 3))
     habits = {
         activity: _habit(gait, rng, pocket=pocket, pace=pace, size=vigour * axes, loud=loud)
@@ -181,7 +182,7 @@ def walker(seed: int, number: int) -> Walker:
 
 
 def _habit(gait: Gait, rng: Generator, *, pocket: Floats, pace: float, size: Floats, loud: float) -> Habit:
-    step = gait.step * pace * rng.normal(1.0, 0.03)
+    step = gait.step * pace * rng.normal(1.0, 0.025)
     shape = np.asarray(gait.shape) * np.exp(rng.normal(0.0, 0.22, (3, _HARMONICS)))
     phases = _PHASES * (1 - gait.peaked) + rng.normal(0.0, 0.35, (3, _HARMONICS))
     swing = _SWING_SHAPE * np.exp(rng.normal(0.0, 0.22, (3, _HARMONICS)))
@@ -190,7 +191,7 @@ def _habit(gait: Gait, rng: Generator, *, pocket: Floats, pace: float, size: Flo
     rattle = _RATTLE_SHAPE * np.exp(rng.normal(0.0, 0.22, (3, _HARMONICS)))
     rattle_phases = rng.uniform(-np.pi, np.pi, (3, _HARMONICS))
     rates = np.pi * step * np.arange(1, _HARMONICS + 1)  # rad/s of each harmonic: the stride is half the step
-    posture = np.array([gait.roll, gait.pitch, -np.pi / 2]) + pocket + rng.normal(0.0, 0.15, 3)
+    posture = np.array([gait.roll, gait.pitch, -np.pi / 2]) + pocket + rng.normal(0.0, 0.12, 3)
     # An angle's sd is its rate's divided by how fast it turns.
     turning = np.sqrt((swing**2 * rates**2).sum(1) / (swing**2).sum(1)) if step else np.ones(3)
     sizes = np.asarray(gait.swing) * strides
@@ -250,9 +251,9 @@ def _diary(
     """Activities and how many readings each takes, for ever; never the same twice in a row."""
     rng = np.random.default_rng(seeds)
     last: Activity | None = None
-    for _ in count():
+    while True:
         choice = [activity for activity in ACTIVITIES if mix.get(activity, 0) > 0 and activity != last]
-        if choice:
+        if choice:  # else the mix has one activity only
             share = np.array([mix[activity] for activity in choice])
             last = choice[int(rng.choice(len(choice), p=share / share.sum()))]
         assert last is not None
@@ -318,7 +319,7 @@ def _by_stride(rng: Generator, phase: Floats, sd: float) -> Floats:
     """(n,) a value that each stride draws anew; lines between the middles of strides."""
     strides = (phase - phase[0]) / (2 * np.pi)
     drawn = rng.normal(0.0, sd, int(strides[-1]) + 3)
-    return np.interp(strides, np.arange(len(drawn)), drawn)
+    return np.asarray(np.interp(strides, np.arange(len(drawn)), drawn))
 
 
 def _fade(n: int) -> Floats:
