@@ -30,6 +30,8 @@ log = structlog.get_logger()
 
 _POLL_S = 0.3
 _TRANSACTION_S = 30
+# The group has given our partition to somebody else: the event is theirs now, and so is its transaction.
+_TAKEN_AWAY = {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.FENCED_INSTANCE_ID}
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,7 @@ class JobLoop:
         self.consumer.resume(self.consumer.assignment())
 
     def _tried(self, records: Sequence[tuple[str, bytes | None, bytes | None, Any]]) -> bool:
-        """Whether the transaction is committed, or need not be any more because the event was taken from us."""
+        """Whether the transaction is committed; if not, it can be tried again."""
         try:
             self.producer.begin_transaction()
             for topic, key, value, headers in records:
@@ -244,7 +246,11 @@ class JobLoop:
         except KafkaException as error:
             cause: KafkaError = error.args[0]
             log.warning("transaction.failed", error=cause.str(), abort=cause.txn_requires_abort())
-            if cause.fatal() or not (cause.txn_requires_abort() or cause.retriable() or is_transient(cause)):
+            if (
+                cause.fatal()
+                or cause.code() in _TAKEN_AWAY
+                or not (cause.txn_requires_abort() or cause.retriable() or is_transient(cause))
+            ):
                 raise Stop(f"the transaction cannot be ended: {cause.str()}") from error
             self._call(self.producer.abort_transaction, _TRANSACTION_S)
             return False

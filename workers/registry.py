@@ -1,0 +1,221 @@
+"""Trainings and model versions in MLflow: what was tried, what won, and which version is the champion.
+
+MLflow gives no uniqueness, so a version carries the id of the event that asked for it and is looked up before another
+one is made; only the worker that owns the partition writes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version as installed
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+import numpy as np
+
+from deploy.modelfiles import ALLOWED, SMOKE, SmokeCases, digest
+from schemas.errors import Retry, UserError
+from schemas.events import ModelRegistered
+from schemas.settings import Settings
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from mlflow import MlflowClient
+
+EVENT_TAG: Final = "drift.event_id"
+REGISTERED_TAG: Final = "driftloop.registered"
+CHAMPION: Final = "champion"
+CHALLENGER: Final = "challenger"
+PREVIOUS: Final = "previous"
+SMOKE_ROWS: Final = 20
+_REQUIRED: Final = ("scikit-learn", "skops", "numpy", "pandas")
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One candidate for the record. metrics: by name; params: the classifier's."""
+
+    name: str
+    params: dict[str, Any]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Winner:
+    """The model to register. columns: feature names; examples: (n, k) held-out rows that the smoke test will ask."""
+
+    pipeline: Any
+    columns: Sequence[str]
+    examples: np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """All that is recorded of one retraining."""
+
+    event_id: str
+    params: dict[str, Any]
+    tags: dict[str, str]
+    window: dict[str, Any]
+    tried: Sequence[Tried]
+    figures: dict[str, Figure]
+
+
+@contextmanager
+def world_may_fail() -> Iterator[None]:
+    """Turns "MLflow is not there" into Retry; what is wrong with the request stays an error."""
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        if error.get_http_status_code() >= 500 or "Max retries exceeded" in str(error):
+            raise Retry(f"MLflow: {str(error).splitlines()[0][:300]}") from error
+        raise
+    except (requests.ConnectionError, requests.Timeout) as error:
+        raise Retry(f"MLflow does not answer: {error}") from error
+
+
+def connect(settings: Settings) -> MlflowClient:
+    """A client with short patience (MLflow's own defaults block a call for four minutes). Raises UserError."""
+    if settings.mlflow_tracking_uri is None:
+        raise UserError("no MLflow is known: `driftloop up` starts one here, or set MLFLOW_TRACKING_URI to your own")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+
+    mlflow.set_tracking_uri(settings.mlflow_tracking_uri)
+    return mlflow.MlflowClient(settings.mlflow_tracking_uri)
+
+
+def registered_for(client: MlflowClient, model: str, event_id: str) -> ModelRegistered | None:
+    """What was registered for an event, if anything was: the same event as the first time."""
+    with world_may_fail():
+        found = client.search_model_versions(f"name='{model}' and tags.`{EVENT_TAG}`='{event_id}'")
+    if not found:
+        return None
+    first = min(found, key=lambda item: int(item.version))
+    return _with_version(first.tags[REGISTERED_TAG], first.version)
+
+
+def close_unfinished(client: MlflowClient, experiment: str, event_id: str) -> None:
+    """Runs of an event that a crash left open are ended as FAILED."""
+    with world_may_fail():
+        known = client.get_experiment_by_name(experiment)
+        if known is None:
+            return
+        query = f"tags.`{EVENT_TAG}`='{event_id}' and attributes.status='RUNNING'"
+        for run in client.search_runs([known.experiment_id], query):
+            client.set_terminated(run.info.run_id, "FAILED")
+
+
+def register(
+    client: MlflowClient, model: str, training: Training, winner: Winner, draft: ModelRegistered
+) -> ModelRegistered:
+    """Record the training, register the winner as challenger; the event that says so. Raises Retry.
+
+    draft: the event without version, run and digest, which are only known now.
+    """
+    import mlflow
+
+    with world_may_fail():
+        mlflow.set_experiment(model)
+        tags = {EVENT_TAG: training.event_id} | training.tags
+        with mlflow.start_run(run_name=f"{model}-{training.event_id[:8]}", tags=tags) as run:
+            _log(training)
+            uri = _log_model(client, winner)
+        with TemporaryDirectory() as folder:
+            registered = msgspec.structs.replace(
+                draft, run_id=run.info.run_id, digest=digest(download(client, uri, Path(folder)))
+            )
+        content = msgspec.json.encode(registered).decode()
+        made = mlflow.register_model(uri, model, tags={EVENT_TAG: training.event_id, REGISTERED_TAG: content})
+        client.set_registered_model_alias(model, CHALLENGER, made.version)
+    return _with_version(content, made.version)
+
+
+def record_rejected(training: Training, model: str) -> None:
+    """Record a training whose winner was not good enough: runs and figures, no model. Raises Retry."""
+    import mlflow
+
+    with world_may_fail():
+        mlflow.set_experiment(model)
+        tags = {EVENT_TAG: training.event_id} | training.tags
+        with mlflow.start_run(run_name=f"{model}-{training.event_id[:8]}", tags=tags):
+            _log(training)
+
+
+def download(client: MlflowClient, uri: str, into: Path) -> Path:
+    """The folder, `into` or below it, with the model's files; uri: `models:/…`. Raises Retry."""
+    import mlflow
+
+    with world_may_fail():
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(into), tracking_uri=client.tracking_uri))
+
+
+def set_champion(client: MlflowClient, model: str, version: str, previous: str | None) -> None:
+    """Aliases after a switch: `champion` serves, `previous` is the way back, `challenger` is gone. Raises Retry."""
+    with world_may_fail():
+        aliases = {name: str(number) for name, number in client.get_registered_model(model).aliases.items()}
+        if aliases.get(CHAMPION) != version:
+            client.set_registered_model_alias(model, CHAMPION, version)
+        if previous is not None and aliases.get(PREVIOUS) != previous:
+            client.set_registered_model_alias(model, PREVIOUS, previous)
+        if aliases.get(CHALLENGER) == version:
+            client.delete_registered_model_alias(model, CHALLENGER)
+
+
+def _log(training: Training) -> None:
+    import mlflow
+
+    mlflow.log_params(training.params)
+    mlflow.log_dict(training.window, "window.json")
+    for name, figure in training.figures.items():
+        mlflow.log_figure(figure, f"figures/{name}.png")
+    for candidate in training.tried:
+        with mlflow.start_run(run_name=candidate.name, nested=True, tags={EVENT_TAG: training.event_id}):
+            mlflow.log_params(candidate.params)
+            mlflow.log_metrics(candidate.metrics)
+
+
+def _log_model(client: MlflowClient, winner: Winner) -> str:
+    """The URI of the logged model, with what it must answer to the smoke test beside it."""
+    import mlflow
+    import pandas as pd
+
+    frame = pd.DataFrame(winner.examples[:SMOKE_ROWS], columns=list(winner.columns))
+    answers = winner.pipeline.predict(winner.examples[:SMOKE_ROWS])
+    info = mlflow.sklearn.log_model(
+        winner.pipeline,
+        name="model",
+        serialization_format="skops",
+        skops_trusted_types=list(ALLOWED),
+        signature=mlflow.models.infer_signature(frame, answers),
+        input_example=frame.head(2),
+        # Without explicit requirements MLflow loads the model in a subprocess to find them: 15 s.
+        pip_requirements=[f"{name}=={installed(name)}" for name in _REQUIRED],
+    )
+    smoke = SmokeCases(
+        columns=list(winner.columns),
+        inputs=frame.to_numpy().tolist(),
+        expected=answers.tolist(),
+        probabilities=winner.pipeline.predict_proba(winner.examples[:SMOKE_ROWS]).tolist(),
+    )
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / SMOKE
+        path.write_bytes(msgspec.json.encode(smoke))
+        client.log_model_artifact(info.model_id, str(path))
+    return f"models:/{info.model_id}"
+
+
+def _with_version(content: str, version: Any) -> ModelRegistered:
+    return msgspec.convert({**json.loads(content), "version": str(version)}, ModelRegistered)

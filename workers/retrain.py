@@ -1,0 +1,232 @@
+"""`driftloop run retrain`: drift events in, `model-registered` or a decision with its reason out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
+
+import msgspec
+import structlog
+
+from schemas.envelope import Envelope, envelope
+from schemas.errors import Reject, Retry
+from schemas.events import DecisionMade, DriftDetected, ModelRegistered, QualityDegraded, event_id
+from schemas.settings import Settings
+from schemas.topology import DECISIONS, DRIFT, MODEL_REGISTERED, RETRAIN_GROUP
+from streams.current_model import CurrentModel
+from streams.eventlog import read_events
+from workers.health import Health
+from workers.jobs import Done, Job, JobLoop, Output
+from workers.retrain_job import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Declined, Result, Task
+from workers.startup import begin, now, stop_on_signals, wait_for_topics
+
+log = structlog.get_logger()
+
+SOURCE = "driftloop/retrain"
+
+
+class Retrainer:
+    """What the retrain worker does with drift events; `registered` is all that the topic says was registered."""
+
+    name = "retrain"
+    topic = DRIFT
+    group = RETRAIN_GROUP
+
+    def __init__(self, settings: Settings, health: Health, current: CurrentModel) -> None:
+        self.settings = settings
+        self.health = health
+        self.current = current
+        self.registered: list[ModelRegistered] | None = None
+
+    def start(self, envelope: Envelope) -> Job:
+        """A training, or the decision not to have one."""
+        event = envelope.event
+        if isinstance(event, QualityDegraded):
+            detail = f"{event.channel} of {event.device}: {event.fault}; a sensor's fault is mended, not learned"
+            return Done(self._decision(envelope, Declined("ignored", "quality", detail)))
+        if not isinstance(event, DriftDetected):
+            raise Reject("schema", f"{type(event).__name__} does not belong on {DRIFT.name}")
+        if event.model != self.settings.model:
+            return Done()  # another worker's model
+        covering = _covering(event, self._history())
+        if covering is not None:
+            detail = f"version {covering.version} has learned from readings that came after this drift"
+            return Done(self._decision(envelope, Declined("deferred", "covered", detail)))
+        return ChildJob(self, envelope, self._task(envelope.id, event))
+
+    def idle(self) -> Job | None:
+        """With no model at all, the first labelled readings train the first one."""
+        if self._history():
+            return None
+        return ChildJob(self, None, self._task(event_id("first", self.settings.namespace, self.settings.model), None))
+
+    def committed(self, outputs: Sequence[Output]) -> None:
+        """Remember what was registered."""
+        for output in outputs:
+            if output.event is not None and isinstance(output.event.event, ModelRegistered):
+                self._history().append(output.event.event)
+
+    def _history(self) -> list[ModelRegistered]:
+        if self.registered is None:
+            self.registered = [
+                logged.envelope.event
+                for logged in read_events(self.settings, [MODEL_REGISTERED])
+                if logged is not None
+                and isinstance(logged.envelope.event, ModelRegistered)
+                and logged.envelope.event.model == self.settings.model
+            ]
+        return self.registered
+
+    def _task(self, id: str, drift: DriftDetected | None) -> Task:
+        history = self._history()
+        champion = None
+        if history:
+            serving = self.current.latest
+            best = next((item for item in history if serving and item.version == serving.version), history[-1])
+            champion = Champion(best.version, best.digest)
+        return Task(id, drift, champion, [item.window for item in history])
+
+    def outputs(self, cause: Envelope | None, result: Result, task: Task) -> list[Output]:
+        """The events that tell of a result."""
+        if result.registered is not None:
+            registered = envelope(
+                result.registered,
+                id=event_id("registered", task.event_id),
+                source=SOURCE,
+                subject=f"{self.settings.model}/{result.registered.version}",
+                time=now(),
+                root=cause.root if cause else None,
+            )
+            return [Output(MODEL_REGISTERED, registered)]
+        assert result.declined is not None
+        if cause is None:
+            log.warning("first-model.declined", detail=result.declined.detail)
+            return []
+        return [self._decision(cause, result.declined)]
+
+    def _decision(self, cause: Envelope, declined: Declined) -> Output:
+        decision = DecisionMade(
+            model=self.settings.model,
+            about="retrain",
+            outcome=declined.outcome,
+            reason=declined.reason,
+            detail=declined.detail,
+            concerns=[cause.id],
+            ts=now(),
+            numbers=declined.numbers or None,
+        )
+        return Output(
+            DECISIONS,
+            envelope(
+                decision,
+                id=event_id("decision", "retrain", cause.id),
+                source=SOURCE,
+                subject=cause.subject,
+                time=decision.ts,
+                root=cause.root,
+            ),
+        )
+
+
+def _covering(drift: DriftDetected, history: Sequence[ModelRegistered]) -> ModelRegistered | None:
+    """The version that has already learned from this device's readings up to the drift, if there is one."""
+    for registered in reversed(history):
+        window = registered.window
+        if window.device in (None, drift.device) and any(
+            item.partition == drift.position.partition and item.start <= drift.position.offset < item.end
+            for item in window.ranges
+        ):
+            return registered
+    return None
+
+
+class ChildJob:
+    """A task in a child process with a deadline; a child that dies is a failed job, not a dead worker."""
+
+    def __init__(self, retrainer: Retrainer, cause: Envelope | None, task: Task) -> None:
+        self.retrainer = retrainer
+        self.cause = cause
+        self.task = task
+        self.folder = Path(mkdtemp(prefix="driftloop-retrain-"))
+        (self.folder / TASK).write_bytes(msgspec.json.encode(task))
+        command = [sys.executable, "-m", "workers.retrain_job", str(self.folder)]
+        # The child reads its end of stdin to learn that we are gone.
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        self.training_since: float | None = None
+
+    def poll(self) -> Sequence[Output] | None:
+        """See workers.jobs.Job."""
+        code = self.process.poll()
+        if code is None:
+            return self._still_running()
+        try:
+            if code == RETRY_EXIT:
+                raise Retry(self._phase())
+            result = self._result() if code == 0 else None
+            if result is None:
+                result = Result(
+                    declined=Declined("failed", "training-failed", f"the training process ended with {code}")
+                )
+            return self._told(result)
+        finally:
+            self._clean()
+
+    def _still_running(self) -> Sequence[Output] | None:
+        phase = self._phase()
+        self.retrainer.health.doing = phase
+        if phase.startswith("collecting") or phase == "starting":
+            return None
+        self.training_since = self.training_since or time.monotonic()
+        limit = self.retrainer.settings.train_seconds
+        if time.monotonic() - self.training_since < limit:
+            return None
+        self.cancel()
+        return self._told(Result(declined=Declined("failed", "deadline", f"training took longer than {limit:g} s")))
+
+    def _told(self, result: Result) -> list[Output]:
+        outputs = self.retrainer.outputs(self.cause, result, self.task)
+        if not outputs and self.cause is None:
+            raise Retry("the first model could not be trained; trying again")
+        return outputs
+
+    def _phase(self) -> str:
+        try:
+            return (self.folder / PHASE).read_text()
+        except FileNotFoundError:
+            return "starting"
+
+    def _result(self) -> Result | None:
+        try:
+            return msgspec.json.decode((self.folder / RESULT).read_bytes(), type=Result)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def cancel(self) -> None:
+        """See workers.jobs.Job."""
+        self.process.kill()
+        self.process.wait()
+        self._clean()
+
+    def _clean(self) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        rmtree(self.folder, ignore_errors=True)
+
+
+def run(settings: Settings) -> None:
+    """Run until SIGTERM."""
+    health = begin("retrain", settings)
+    stopping = stop_on_signals()
+    wait_for_topics(settings, health, stopping)
+    if stopping.is_set():
+        return
+    current = CurrentModel(settings).start()
+    while not current.caught_up.wait(1) and not stopping.is_set():
+        health.beat()
+    JobLoop(settings, Retrainer(settings, health, current), health, stopping).run()
+    current.stop()
