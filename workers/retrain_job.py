@@ -360,7 +360,7 @@ def _decline_if_unhurt(scores: Any, champion: Champion, settings: Settings) -> N
         raise _Decline(
             "not-needed",
             "champion-unhurt",
-            f"version {champion.version} scores {scores.recent:.3f} on the drifted windows, {scores.anchor:.3f} on those before",
+            f"version {champion.version} scores {scores.recent:.3f} on drifted windows, {scores.anchor:.3f} before",
             **_numbers("champion", scores),
         )
 

@@ -1,0 +1,84 @@
+"""Events in a sentence each, for people: what happened, to whom, by how much."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+from schemas.events import (
+    DecisionMade,
+    DriftDetected,
+    Event,
+    ModelDeployed,
+    ModelRegistered,
+    QualityDegraded,
+)
+
+ACTIVITY_WORDS: Final = {
+    "dws": "going downstairs",
+    "ups": "going upstairs",
+    "sit": "sitting",
+    "std": "standing",
+    "wlk": "walking",
+    "jog": "jogging",
+}
+_UNITS: Final = {"mean": " g"}
+_WHAT: Final = {
+    "mean": "{feature}",
+    "log-sd": "the strength of {feature} (log)",
+    "rate-log-sd": "the speed of {feature} (log)",
+    "value": "{feature}",
+}
+REASONS: Final = {
+    "covered": "a newer model has already learned from these readings",
+    "too-few-rows": "too few labelled readings came after the drift",
+    "no-labels": "the readings after the drift carry no labels",
+    "window-expired": "the readings it needs are past the topic's retention",
+    "champion-unhurt": "the model in service is as good on the drifted data as before",
+    "not-better": "no candidate is better on the drifted data",
+    "forgets-anchor": "the best candidate forgets what was known before",
+    "training-failed": "the training failed",
+    "deadline": "the training took too long",
+    "quality": "a sensor's fault is mended, not learned",
+}
+
+
+def tell(event: Event) -> str:
+    """One sentence without a final stop."""
+    match event:
+        case DriftDetected():
+            return _drift(event)
+        case QualityDegraded():
+            over = "measures again" if event.ended else f"is not measuring: {event.fault}"
+            return f"{event.device}: {event.channel} {over}"
+        case ModelRegistered():
+            return _registered(event)
+        case ModelDeployed():
+            swapped = f" in place of {event.previous}" if event.previous else ""
+            return (
+                f"version {event.version} answers at {event.endpoint}{swapped} "
+                f"({event.target}, {event.smoke.requests} smoke requests, p50 {event.smoke.p50_ms:.0f} ms)"
+            )
+        case DecisionMade():
+            why = REASONS.get(event.reason, event.reason)
+            return f"{event.about} {event.outcome}: {why} ({event.detail})"
+
+
+def _drift(event: DriftDetected) -> str:
+    doing = f" while {ACTIVITY_WORDS[event.activity]}" if event.activity else ""
+    what = _WHAT.get(event.statistic, "{feature}").format(feature=event.feature)
+    unit = _UNITS.get(event.statistic, "")
+    since = datetime.fromtimestamp(event.change_ts, UTC).strftime("%H:%M:%S")
+    return (
+        f"{event.device}: {what} moved from {event.before:.2f} to {event.after:.2f}{unit}{doing}, "
+        f"{event.effect:.1f} σ, since {since} ({event.severity})"
+    )
+
+
+def _registered(event: ModelRegistered) -> str:
+    won = next((item for item in event.candidates if item.name == event.winner), None)
+    score = f", macro F1 {won.recent:.3f} on held-out data" if won and won.recent is not None else ""
+    beaten = ""
+    if event.champion is not None and event.champion.recent is not None:
+        beaten = f" where version {event.champion.version} has {event.champion.recent:.3f}"
+    return f"version {event.version}, a {event.winner}{score}{beaten}; {len(event.candidates)} candidates tried"
