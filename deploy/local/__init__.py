@@ -1,1 +1,1 @@
-"""The one-machine stack: a real Kafka, an MLflow server and our processes under one supervisor."""
+"""The one-machine stack: a real Kafka, MLflow and the workers, kept running by a supervisor, all below one folder."""
