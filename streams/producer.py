@@ -153,6 +153,7 @@ class _Client:
                     "compression.type": "lz4",
                     "queue.buffering.max.messages": 50_000,
                     "error_cb": self._errored,
+                    "log_level": 0,  # librdkafka would print each failed connection, 20 a second, beside error_cb
                 },
             )
         )
@@ -207,11 +208,12 @@ class _Client:
             return
         self._produced.failed += readings
         detail = f" ({self._last_error})" if self._last_error and is_transient(error) else ""
-        self._produced.reasons[f"{error.name()}: {error.str()}{detail}"] += readings
+        self._produced.reasons[f"{error.str()}{detail}"] += readings
         self.hopeless = self.hopeless or bool(error.fatal()) or error.code() in _HOPELESS
 
     def _errored(self, error: KafkaError) -> None:
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:  # says less than the error before it
+        # `all brokers down` says less than the error before it.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN and error.str() != self._last_error:
             self._last_error = error.str()
             log.warning("produce.error", error=error.str())
 

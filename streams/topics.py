@@ -26,7 +26,7 @@ def create(settings: Settings, *, stopping: Callable[[], bool] = lambda: False) 
     never take the request as it stands, Retry where it may later.
     """
     wait_for_broker(settings, stopping=stopping)
-    admin = AdminClient(client_config(settings))
+    admin = AdminClient(client_config(settings, log_level=0))
     existing = _partitions(_metadata(admin))
     missing = [topic for topic in TOPICS if settings.topic(topic) not in existing]
     if not missing:
@@ -63,7 +63,7 @@ def check(settings: Settings, *, stopping: Callable[[], bool] = lambda: False) -
     dead letters and the agent's state have as many.
     """
     wait_for_broker(settings, stopping=stopping)
-    admin = AdminClient(client_config(settings))
+    admin = AdminClient(client_config(settings, log_level=0))
     existing = _partitions(_metadata(admin))
     present = [topic for topic in TOPICS if settings.topic(topic) in existing]
     configs = _configs(settings, admin, present)
@@ -151,7 +151,7 @@ def _failure(settings: Settings, name: str, error: KafkaError) -> Retry | UserEr
     code = error.code()
     if code == KafkaError.INVALID_REPLICATION_FACTOR:
         return UserError(
-            f"{name}: {error.str()}; set DRIFTLOOP_TOPIC_REPLICATION to at most the number of brokers "
+            f"{name}: {error.str().rstrip('.')}; set DRIFTLOOP_TOPIC_REPLICATION to at most the number of brokers "
             f"(it is {settings.topic_replication})"
         )
     if code in {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}:
