@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
+
+import msgspec
+from rich.markup import escape
 
 from schemas.events import (
     DecisionMade,
@@ -12,7 +15,9 @@ from schemas.events import (
     ModelDeployed,
     ModelRegistered,
     QualityDegraded,
+    type_of,
 )
+from streams.eventlog import Logged
 
 ACTIVITY_WORDS: Final = {
     "dws": "going downstairs",
@@ -82,3 +87,36 @@ def _registered(event: ModelRegistered) -> str:
     if event.champion is not None and event.champion.recent is not None:
         beaten = f" where version {event.champion.version} has {event.champion.recent:.3f}"
     return f"version {event.version}, a {event.winner}{score}{beaten}; {len(event.candidates)} candidates tried"
+
+
+_COLOURS: Final = {
+    "drift": "yellow",
+    "decisions": "magenta",
+    "model-registered": "cyan",
+    "deployed": "green",
+}
+
+
+def line(logged: Logged) -> str:
+    """A line with the time the broker got it, the topic, the sentence and the id, in rich's markup."""
+    when = datetime.fromtimestamp(logged.written).astimezone().strftime("%H:%M:%S")
+    colour = _COLOURS.get(logged.topic.name, "white")
+    sentence = escape(tell(logged.envelope.event))
+    return f"{when} [{colour}]{logged.topic.name:<16}[/] {sentence} [dim]{logged.envelope.id[:12]}[/]"
+
+
+def plain(logged: Logged) -> dict[str, Any]:
+    """The same as values: where it lies, its identity and its content."""
+    enveloped = logged.envelope
+    return {
+        "topic": logged.topic.name,
+        "partition": logged.partition,
+        "offset": logged.offset,
+        "written": logged.written,
+        "id": enveloped.id,
+        "type": type_of(enveloped.event),
+        "source": enveloped.source,
+        "subject": enveloped.subject,
+        "time": enveloped.time.isoformat(),
+        "data": msgspec.to_builtins(enveloped.event),
+    }

@@ -1,0 +1,347 @@
+"""`driftloop`: the one command in front of everything. Heavy imports stay inside the commands that need them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from schemas.settings import Settings
+    from streams.recording import Recording
+
+FINDING = 1
+WRONG_USE = 2
+
+app = typer.Typer(
+    name="driftloop",
+    help="Watches sensor readings on Kafka, notices drift, retrains, and deploys the better model.",
+    no_args_is_help=False,
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+topics_app = typer.Typer(help="Topics, made and checked from the topology.", no_args_is_help=True)
+config_app = typer.Typer(help="Settings.", no_args_is_help=True)
+app.add_typer(topics_app, name="topics")
+app.add_typer(config_app, name="config")
+
+AsJson = Annotated[bool, typer.Option("--json", help="facts as JSON instead of words")]
+
+
+def main() -> None:
+    """Entry point: what a person did wrong is one line and exit code 2, never a traceback."""
+    from schemas.errors import Retry, Stop, UserError
+
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), WRONG_USE)
+    except Retry as error:
+        _fail(f"{error}; try again once it is there", FINDING)
+    except Stop as error:
+        _fail(str(error), FINDING)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"driftloop: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+@app.callback()
+def _help_by_default(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def _settings() -> Settings:
+    from schemas.settings import load_settings
+
+    return load_settings()
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+@app.command()
+def demo(
+    data: Annotated[Path | None, typer.Option(help="a MotionSense zip or folder instead of the simulator")] = None,
+    keep: Annotated[bool, typer.Option(help="leave the stack up afterwards")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The whole loop on this machine: readings, a drift, a retraining, a better model in service."""
+    from workers.demo import run_demo
+
+    raise typer.Exit(run_demo(_settings(), data=data, keep=keep, as_json=as_json, console=_console()))
+
+
+@app.command()
+def up() -> None:
+    """Start the one-machine stack and leave it running: Kafka, MLflow and our processes."""
+    from workers.stack import start
+
+    start(_settings(), _console().print)
+
+
+@app.command()
+def down() -> None:
+    """Stop the one-machine stack; data and ports stay."""
+    from workers.stack import stack
+
+    stack(_settings()).down(_console().print)
+
+
+@app.command()
+def status(as_json: AsJson = False) -> None:
+    """Every process of the stack and how it is. Exit code 1 if any is not well."""
+    from dataclasses import asdict
+
+    from workers.stack import stack, table, well
+
+    found = stack(_settings()).status()
+    if as_json:
+        print(json.dumps([asdict(each) for each in found]))
+    elif not found:
+        _console().print("nothing is running; `driftloop up` starts the stack")
+    else:
+        _console().print(table(found))
+    raise typer.Exit(0 if found and well(found) else FINDING)
+
+
+@topics_app.command("create")
+def topics_create(as_json: AsJson = False) -> None:
+    """Make what is missing; what exists is left as it is."""
+    from streams import topics
+
+    settings = _settings()
+    made = topics.create(settings)
+    _report(made, as_json, "created {}", "every topic was there already")
+    raise typer.Exit(FINDING if _problems(topics.check(settings), as_json=False) else 0)
+
+
+@topics_app.command("check")
+def topics_check(as_json: AsJson = False) -> None:
+    """Compare the topics with the topology. Exit code 1 if anything is wrong."""
+    from streams import topics
+
+    raise typer.Exit(FINDING if _problems(topics.check(_settings()), as_json) else 0)
+
+
+def _report(items: list[str], as_json: bool, form: str, nothing: str) -> None:
+    if as_json:
+        print(json.dumps(items))
+        return
+    for item in items:
+        print(form.format(item))
+    if not items:
+        print(nothing)
+
+
+def _problems(problems: list[str], as_json: bool) -> bool:
+    if as_json or problems:
+        _report(problems, as_json, "{}", "")
+    return bool(problems)
+
+
+@app.command()
+def produce(
+    data: Annotated[Path | None, typer.Option(help="a MotionSense zip or folder")] = None,
+    simulate: Annotated[bool, typer.Option("--simulate", help="synthetic people instead of recordings")] = False,
+    subjects: Annotated[str | None, typer.Option(help="which subjects of --data, as in 1-6,9")] = None,
+    devices: Annotated[int, typer.Option(min=1, help="how many simulated devices")] = 4,
+    seconds: Annotated[float, typer.Option(min=3, help="how long each is simulated for")] = 600,
+    speed: Annotated[str, typer.Option(help="1 plays in real time, max as fast as Kafka takes it")] = "1",
+    batch: Annotated[int, typer.Option(min=1, max=1000, help="readings in a message")] = 1,
+    drift: Annotated[
+        list[str] | None, typer.Option(help="KIND:AMOUNT@SECONDS[:DEVICE], as in rotate:90@300:phone-02")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="stop after so many readings")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the simulation and the drifts")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Readings to Kafka. Exit code 1 if any was not delivered."""
+    from schemas.errors import UserError
+    from streams.producer import produce as send
+
+    if (data is None) == (not simulate):
+        raise UserError("give either --data PATH or --simulate")
+    recordings = _recordings(data, subjects, devices, seconds, drift or [], seed)
+    total = min(sum(map(len, recordings)), limit or sys.maxsize)
+    with _progress("readings", total, as_json) as advance:
+        produced = send(_settings(), recordings, speed=_speed(speed), batch=batch, limit=limit, progress=advance)
+    if as_json:
+        from dataclasses import asdict
+
+        print(json.dumps(asdict(produced)))
+    else:
+        lost = f", {produced.failed} failed: {dict(produced.reasons)}" if produced.failed else ""
+        print(f"{produced.delivered} of {produced.planned} readings delivered in {produced.messages} messages{lost}")
+    raise typer.Exit(0 if produced.delivered == produced.planned else FINDING)
+
+
+def _speed(text: str) -> float | None:
+    from schemas.errors import UserError
+
+    if text == "max":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--speed {text}: give a number, as in 1 for real time, or max") from None
+
+
+def _recordings(
+    data: Path | None, subjects: str | None, devices: int, seconds: float, drifts: list[str], seed: int
+) -> list[Recording]:
+    """What to play; event time begins now."""
+    import numpy as np
+
+    from schemas.errors import UserError
+    from streams.inject import apply, parse_drift
+    from streams.motionsense import parse_subjects, recordings
+    from streams.simulator import simulate
+
+    wanted = [parse_drift(text) for text in drifts]
+    start = float(int(time.time()))
+    if data is None:
+        played = simulate(devices, seconds, seed, start)
+        spare = simulate(1, seconds, seed, start, first=devices + 1)
+    else:
+        played = recordings(data, parse_subjects(subjects) if subjects else None, start)
+        spare = played[1:]
+    names = {recording.device for recording in played}
+    for item in wanted:
+        if item.device is not None and item.device not in names:
+            raise UserError(f"--drift names {item.device}, which does not play; there are {', '.join(sorted(names))}")
+        for index, recording in enumerate(played):
+            if item.device in (None, recording.device):
+                other = next((person for person in [*spare, *played] if person.device != recording.device), None)
+                played[index] = apply(recording, item, np.random.default_rng([seed, index]), other)
+    return played
+
+
+@app.command()
+def run(
+    process: Annotated[Literal["agent", "retrain", "deploy", "router"], typer.Argument(help="which one")],
+) -> None:
+    """One process in the foreground; SIGTERM stops it cleanly."""
+    from importlib import import_module
+
+    settings = _settings()
+    sys.argv = sys.argv[:1]  # Faust reads it
+    import_module(f"workers.{process}").run(settings)
+
+
+@app.command()
+def events(
+    topic: Annotated[
+        Literal["drift", "decisions", "model-registered", "deployed"] | None,
+        typer.Argument(help="one topic; all of them"),
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="go on as events come")] = False,
+    since: Annotated[str | None, typer.Option(help="only newer ones: 10m, 2h, 3d or an ISO time")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read events as a person: one line each."""
+    from schemas.topology import EVENT_TOPICS
+    from streams.eventlog import read_events
+    from workers.narrate import line, plain
+
+    chosen = [item for item in EVENT_TOPICS if topic in (None, item.name)]
+    console = _console()
+    logs = read_events(_settings(), chosen, follow=follow, since=None if since is None else _since(since))
+    found = (logged for logged in logs if logged is not None)
+    for logged in found if follow else sorted(found, key=lambda item: item.written):
+        if as_json:
+            print(json.dumps(plain(logged)), flush=True)
+        else:
+            console.print(line(logged), soft_wrap=True)
+
+
+def _since(text: str) -> float:
+    from datetime import UTC, datetime
+
+    from schemas.errors import UserError
+
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+    try:
+        if text[-1:] in units:
+            return time.time() - float(text[:-1]) * units[text[-1]]
+        moment = datetime.fromisoformat(text)
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except ValueError:
+        raise UserError(f"--since {text}: give 10m, 2h, 3d or a time such as 2026-11-23T18:00:00+00:00") from None
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check broker, topics, MLflow, target and clock; says how to mend what is wrong. Exit code 1 then."""
+    from dataclasses import asdict
+
+    from workers.doctor import examine
+
+    findings = examine(_settings())
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        console = _console()
+        for finding in findings:
+            mark = "[green]ok[/]" if finding.good else "[red]no[/]"
+            console.print(f"{mark}  {finding.what}: {finding.detail}")
+    raise typer.Exit(0 if all(finding.good for finding in findings) else FINDING)
+
+
+@config_app.command("show")
+def config_show(as_json: AsJson = False) -> None:
+    """Settings in force, secrets redacted."""
+    from schemas.settings import Settings
+
+    settings = _settings()
+    values = settings.model_dump(mode="json")
+    if as_json:
+        print(json.dumps(values))
+        return
+    from rich.table import Table
+
+    table = Table("setting", "value", "meaning", box=None, header_style="bold")
+    for name, field in Settings.model_fields.items():
+        variable = "MLFLOW_TRACKING_URI" if name == "mlflow_tracking_uri" else f"DRIFTLOOP_{name.upper()}"
+        value = values[name]
+        table.add_row(variable, "" if value is None else str(value), field.description)
+    _console().print(table)
+
+
+@contextmanager
+def _progress(what: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr that is told how many are done; none where nobody looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if quiet or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    columns: list[Any] = [TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+if __name__ == "__main__":
+    # Started as a module by the stack; librdkafka and Faust find our own arguments gone.
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    main()
