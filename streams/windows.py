@@ -148,4 +148,4 @@ def _windows_at(readings: Readings, starts: Ints) -> Windows:
 
 def expected_windows(seconds: float) -> int:
     """How many windows an unbroken run of so many seconds holds."""
-    return max(0, (int(seconds * SAMPLE_RATE_HZ) - WINDOW) // HOP + 1)
+    return max(0, (int(seconds * SAMPLE_RATE_HZ + 1e-6) - WINDOW) // HOP + 1)

@@ -63,6 +63,15 @@ def test_a_bad_setting_in_dot_env_names_the_variable_too(folder):
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("argument", "variable"), [("model", "DRIFTLOOP_MODEL"), ("mlflow_tracking_uri", "MLFLOW_TRACKING_URI")]
+)
+def test_a_bad_argument_names_the_variable_that_it_stands_for(argument, variable):
+    """A command's option and its variable are one setting with one name."""
+    with pytest.raises(UserError, match=f"^{variable}=5: "):
+        load_settings(**{argument: 5})
+
+
 @pytest.mark.parametrize("variable", ["DRIFTLOOP_KAFKA_BOOTSTRAP", "MLFLOW_TRACKING_URI"])
 def test_the_environment_wins_over_dot_env_and_dot_env_over_a_running_stack(folder, monkeypatch, variable):
     """A forgotten stack must not swallow the readings that are meant for a person's own cluster."""

@@ -169,7 +169,7 @@ def test_gravity_is_computed_only_where_a_reading_lacks_it():
     assert np.isnan(complete[:, ROTATION]).all()
 
 
-@pytest.mark.parametrize("seconds", [0, 2.54, 2.56, 3.83, 3.84, 600])
-def test_as_many_windows_are_expected_as_there_are(seconds):
-    """Waiting times are promised from this figure."""
-    assert expected_windows(seconds) == len(cut(readings(int(seconds * 50)))[0])
+@pytest.mark.parametrize("count", [0, WINDOW - 1, WINDOW, WINDOW + HOP - 1, WINDOW + HOP, WINDOW + 27 * HOP])
+def test_as_many_windows_are_expected_as_there_are(count):
+    """Waiting times are promised from this figure; 37.12 s times 50 Hz is 1,855.9999999999998."""
+    assert expected_windows(count * STEP) == expected_windows(count / 50) == len(cut(readings(count))[0])
