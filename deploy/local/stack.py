@@ -83,10 +83,13 @@ class Stack:
             self._stop_left_over(found, say)
             if found is None:
                 supervisor.forget(self.home)
+            for name, url in self._users().items():
+                if name in services and url is not None:
+                    self._await_users(name, url)
             wanted, addresses = self._plan(workers, services, found, say)
             try:
                 running = self._apply(wanted, addresses, found, say)
-                self._await(wanted, running, services, say)
+                self._await(wanted, running, say)
             except BaseException:
                 if found is None:  # what this call began, it ends; a stack that was there before stays
                     self._stop(say=lambda _: None)
@@ -199,13 +202,8 @@ class Stack:
                 found.start(name)
         return found
 
-    def _await(
-        self, wanted: list[Program], running: supervisor.Supervisor, services: Collection[str], say: Say
-    ) -> None:
+    def _await(self, wanted: list[Program], running: supervisor.Supervisor, say: Say) -> None:
         """Return once Kafka and MLflow answer; raise UserError when one gives up or takes too long."""
-        for name, url in self._users().items():
-            if name in services and url is not None:
-                self._await_users(name, url)
         waiting = {program.name: program for program in wanted if program.name in SERVICES}
         begun = time.monotonic()
         failed_starts: dict[str, set[int]] = {name: set() for name in waiting}

@@ -1,4 +1,4 @@
-"""The one-machine stack without a process: ports, configuration, health counts, what a log said last, user's servers."""
+"""The one-machine stack without a process: ports, configuration, health counts, logs, a user's own servers."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_the_last_trouble_of_a_log_is_its_last_error_not_its_last_line(tmp_path)
 
 def test_a_home_that_cannot_be_written_is_one_line_that_says_so(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written.*DRIFTLOOP_HOME"):
+    with pytest.raises(UserError, match=r"cannot be written.*DRIFTLOOP_HOME"):
         homes.prepare(tmp_path / "file" / "home")
 
 
@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_line_that_says_so(tmp_path, monkeypatch, how):
         monkeypatch.setattr(Path, "write_bytes", full)
     else:
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
-    with pytest.raises(UserError, match="disk.*free") as caught:
+    with pytest.raises(UserError, match=r"disk.*free") as caught:
         homes.prepare(tmp_path)
     assert "\n" not in str(caught.value)
 
