@@ -15,6 +15,14 @@ from schemas.topology import ACTIVITY, AGENT_STATE, TOPICS, Topic, dead_letters
 from streams.kafka import client_config, is_transient, wait_for_broker
 
 _TIMEOUT_S: Final = 10
+# librdkafka does not mark a broker's own answers to an admin client as retriable.
+_BUSY: Final = {
+    KafkaError.REQUEST_TIMED_OUT,
+    KafkaError.NOT_CONTROLLER,
+    KafkaError.BROKER_NOT_AVAILABLE,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.NETWORK_EXCEPTION,
+}
 # Kafka's own table and the dead letters keep the partition of what they came from.
 _SOURCE: Final = {AGENT_STATE.name: ACTIVITY.name} | {dead_letters(topic).name: topic.name for topic in TOPICS}
 
@@ -35,7 +43,7 @@ def create(settings: Settings, *, stopping: Callable[[], bool] = lambda: False) 
         [
             NewTopic(
                 settings.topic(topic),
-                num_partitions=_wanted_partitions(settings, topic, existing),
+                num_partitions=wanted_partitions(settings, topic, existing),
                 replication_factor=settings.topic_replication,
                 config=topic.config,
             )
@@ -49,7 +57,7 @@ def create(settings: Settings, *, stopping: Callable[[], bool] = lambda: False) 
             future.result()
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another process was quicker
-                raise _failure(settings, name, error.args[0]) from error
+                raise failure(settings, name, error.args[0]) from error
         else:
             created.append(name)
     _wait_until_listed(settings, admin)
@@ -73,19 +81,21 @@ def check(settings: Settings, *, stopping: Callable[[], bool] = lambda: False) -
         if name not in existing:
             problems.append(f"{name}: missing; run `driftloop topics create`")
             continue
-        problems += _partition_problems(settings, topic, existing)
-        problems += _config_problems(settings, topic, configs[name])
+        problems += partition_problems(settings, topic, existing)
+        problems += config_problems(settings, topic, configs[name])
     return problems
 
 
-def _wanted_partitions(settings: Settings, topic: Topic, existing: dict[str, int]) -> int:
+def wanted_partitions(settings: Settings, topic: Topic, existing: dict[str, int]) -> int:
+    """How many partitions a topic should have, given those that exist: as its source, or as the topology says."""
     source = f"{settings.namespace}{_SOURCE.get(topic.name, topic.name)}"
     return existing.get(source, topic.partitions) if source != settings.topic(topic) else topic.partitions
 
 
-def _partition_problems(settings: Settings, topic: Topic, existing: dict[str, int]) -> Iterator[str]:
+def partition_problems(settings: Settings, topic: Topic, existing: dict[str, int]) -> Iterator[str]:
+    """What is wrong with an existing topic's partitions; existing: partitions of each topic by its full name."""
     name = settings.topic(topic)
-    has, wanted = existing[name], _wanted_partitions(settings, topic, existing)
+    has, wanted = existing[name], wanted_partitions(settings, topic, existing)
     if has == wanted or (topic is ACTIVITY and has > wanted):
         return
     found = f"{name}: {has} {'partition' if has == 1 else 'partitions'}, should have {wanted}"
@@ -96,7 +106,8 @@ def _partition_problems(settings: Settings, topic: Topic, existing: dict[str, in
         yield f"{found}; partitions cannot be taken away: stop the loop, delete it and run `driftloop topics create`"
 
 
-def _config_problems(settings: Settings, topic: Topic, config: dict[str, str]) -> Iterator[str]:
+def config_problems(settings: Settings, topic: Topic, config: dict[str, str]) -> Iterator[str]:
+    """What is wrong with an existing topic's settings, which are in Kafka's words."""
     name = settings.topic(topic)
     mend = (
         f"run `kafka-configs.sh --bootstrap-server {settings.kafka_bootstrap} --alter --entity-type topics "
@@ -133,7 +144,7 @@ def _configs(settings: Settings, admin: AdminClient, topics: list[Topic]) -> dic
         try:
             configs[resource.name] = {name: entry.value for name, entry in future.result().items()}
         except KafkaException as error:
-            raise _failure(settings, resource.name, error.args[0]) from error
+            raise failure(settings, resource.name, error.args[0]) from error
     return configs
 
 
@@ -147,7 +158,8 @@ def _wait_until_listed(settings: Settings, admin: AdminClient) -> None:
         time.sleep(0.1)
 
 
-def _failure(settings: Settings, name: str, error: KafkaError) -> Retry | UserError:
+def failure(settings: Settings, name: str, error: KafkaError) -> Retry | UserError:
+    """What the cluster's refusal means for us; name: the topic it is about."""
     code = error.code()
     if code == KafkaError.INVALID_REPLICATION_FACTOR:
         return UserError(
@@ -159,6 +171,6 @@ def _failure(settings: Settings, name: str, error: KafkaError) -> Retry | UserEr
             f"{name}: this user may not do that ({error.str()}); grant Create and DescribeConfigs on {name}, "
             "or have an administrator run `driftloop topics create`"
         )
-    if is_transient(error):
+    if is_transient(error) or code in _BUSY:
         return Retry(f"{name}: {error.str()}")
     return UserError(f"{name}: Kafka at {settings.kafka_bootstrap} refuses: {error.str()}; correct it and try again")

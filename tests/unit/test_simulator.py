@@ -55,7 +55,7 @@ def test_gravity_is_where_the_attitude_says(recording):
 
 
 def test_the_rotation_rate_is_how_the_attitude_turns(recording):
-    """Gravity stands still in the world, so in a phone turning at w it moves by -w × g; a made-up gyroscope would not."""
+    """Gravity stands still, so a phone turning at w sees it move by -w × g; a made-up gyroscope does not show that."""
     gravity, rate = recording.values[:, GRAVITY], recording.values[:, ROTATION]
     turning = np.gradient(gravity, 0.02, axis=0)
     for activity in ("wlk", "jog", "ups", "dws"):
