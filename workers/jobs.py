@@ -194,7 +194,7 @@ class JobLoop:
                 self.job = self.handler.idle()
             return
         envelope = decode(self.message.key(), self.message.value(), self.message.headers())
-        log.info("job.starting", id=envelope.id, event=type(envelope.event).__name__, subject=envelope.subject)
+        log.info("job.starting", id=envelope.id, kind=type(envelope.event).__name__, subject=envelope.subject)
         self.health.doing = f"working on {envelope.id}"
         self.job = self.handler.start(envelope)
 

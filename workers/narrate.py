@@ -35,6 +35,7 @@ _WHAT: Final = {
     "value": "{feature}",
 }
 REASONS: Final = {
+    "no-model": "there is no model yet",
     "covered": "a newer model has already learned from these readings",
     "too-few-rows": "too few labelled readings came after the drift",
     "no-labels": "the readings after the drift carry no labels",

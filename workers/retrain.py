@@ -53,6 +53,9 @@ class Retrainer:
             raise Reject("schema", f"{type(event).__name__} does not belong on {DRIFT.name}")
         if event.model != self.settings.model:
             return Done()  # another worker's model
+        if not self._history():
+            detail = "there is no model yet that this drift could have hurt; the first one learns from these readings"
+            return Done(self._decision(envelope, Declined("deferred", "no-model", detail)))
         covering = _covering(event, self._history())
         if covering is not None:
             detail = f"version {covering.version} has learned from readings that came after this drift"

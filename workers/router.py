@@ -1,0 +1,64 @@
+"""`driftloop run router`: the stable address, following the `current-model` topic."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+
+import structlog
+from aiohttp import web
+
+from deploy.router import Router
+from schemas.errors import UserError
+from schemas.events import ModelDeployed
+from schemas.settings import Settings
+from streams.current_model import CurrentModel
+from workers.startup import begin
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings) -> None:
+    """Run until SIGTERM. It serves its last known route whether or not Kafka is there."""
+    if settings.router_port == 0:
+        raise UserError("the router needs a port to keep: set DRIFTLOOP_ROUTER_PORT")
+    health = begin("router", settings)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    router = Router(settings.home / "route.json")
+
+    def switch(deployed: ModelDeployed | None) -> None:
+        try:
+            if deployed is None:
+                router.switch(None, None)
+            else:
+                router.switch(deployed.endpoint, deployed.version)
+        except (ValueError, OSError) as error:
+            log.warning("router.refused", error=str(error))
+
+    current = CurrentModel(settings, switch).start()
+    health.doing = "routing"
+    health.ready = lambda: router.route.endpoint is not None
+
+    async def serve() -> None:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        runner = web.AppRunner(router.application(), access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, settings.router_host, settings.router_port).start()
+        except OSError as error:
+            raise UserError(
+                f"{settings.router_url}: {error.strerror}; free the port or set DRIFTLOOP_ROUTER_PORT"
+            ) from error
+        log.info("router.listening", address=settings.router_url)
+        while not stopping.is_set():
+            health.beat()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), 5)
+        await runner.cleanup()
+
+    asyncio.run(serve())
+    current.stop()
