@@ -58,8 +58,8 @@ _HOPELESS: Final = {
 class Produced:
     """What became of the readings, in readings but for `messages`.
 
-    planned: all that there were to send. readings: handed to Kafka's client, in so many messages. delivered: of those,
-    acknowledged by the broker. failed: of those, reported as not delivered, with the reasons. interrupted: by a signal.
+    planned: all that there were to send. readings: of those, tried, in so many messages. delivered: of those,
+    acknowledged by the broker. failed: the others of those, with the reasons. interrupted: by a signal.
     """
 
     planned: int = 0
@@ -172,7 +172,7 @@ class _Client:
                     return False
             except KafkaException as error:  # never entered the queue, so no report will follow
                 self._reported(message.readings, error.args[0], None)
-                return not self.hopeless
+                break
             else:
                 break
         self._produced.readings += message.readings
@@ -180,7 +180,7 @@ class _Client:
         if self._produced.messages % _POLL_EVERY == 0:
             self._producer.poll(0)
             self._progress(self._produced.delivered)
-        return True
+        return not self.hopeless
 
     def wait_until(self, moment: float, stopping: Callable[[], bool]) -> None:
         """Serve delivery reports until time.monotonic() is at moment."""
