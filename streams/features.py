@@ -57,9 +57,6 @@ def features(values: Floats, names: Sequence[str] | None = None) -> Floats:
     gate, and the same however many windows are computed at once. Raises KeyError for a name that is no feature.
     """
     wanted = FEATURES if names is None else tuple(names)
-    unknown = set(wanted) - set(FEATURES)
-    if unknown:
-        raise KeyError(f"not features: {', '.join(sorted(unknown))}")
     groups: list[Callable[[Floats], Columns]] = [_without_rotation]
     if not set(wanted) <= set(FEATURES_WITHOUT_ROTATION):
         groups.append(_with_rotation)

@@ -37,11 +37,17 @@ def candidates(seed: int) -> list[Candidate]:
     classifiers = {
         "logistic-regression": LogisticRegression(C=0.03, max_iter=300),
         "k-nearest-neighbours": KNeighborsClassifier(15),
-        "random-forest": RandomForestClassifier(100, min_samples_leaf=2, random_state=seed),
-        "gaussian-naive-bayes": GaussianNB(var_smoothing=1e-2),
+        "random-forest": RandomForestClassifier(100, min_samples_leaf=2, max_samples=0.5, random_state=seed),
+        "gaussian-naive-bayes": GaussianNB(var_smoothing=0.3),
         # No early stopping: it would hold windows out at random, and neighbouring windows share half their readings.
         "hist-gradient-boosting": HistGradientBoostingClassifier(
-            learning_rate=0.2, max_iter=40, max_leaf_nodes=15, early_stopping=False, random_state=seed
+            learning_rate=0.2,
+            max_iter=40,
+            max_leaf_nodes=15,
+            max_bins=63,
+            max_features=0.3,
+            early_stopping=False,
+            random_state=seed,
         ),
     }
     return [
