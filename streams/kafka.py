@@ -25,7 +25,9 @@ def client_config(settings: Settings, **more: Any) -> dict[str, Any]:
     config: dict[str, Any] = {
         "bootstrap.servers": settings.kafka_bootstrap,
         "security.protocol": settings.kafka_security_protocol,
-        "log_level": 3,
+        # Connection attempts are told by our own log lines; librdkafka repeats them many times a second.
+        "log_level": 2,
+        "reconnect.backoff.max.ms": 2_000,
     }
     if settings.kafka_security_protocol.startswith("SASL"):
         password = settings.kafka_sasl_password

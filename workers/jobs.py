@@ -142,15 +142,16 @@ class JobLoop:
         self.producer = Producer(producer_config(settings, **{"transactional.id": slot}))
         self.job: Job | None = None
         self.message: Message | None = None
+        self.joined = False
         self.again_at = 0.0
         self.waits = backoff(1, 20)
 
     def run(self) -> None:
         """Until `stopping`. Raises Stop if another instance has taken over or a transaction's end is not known."""
         self._call(self.producer.init_transactions, _TRANSACTION_S)
-        self.consumer.subscribe([self.topic], on_revoke=self._revoked, on_lost=self._revoked)
+        self.consumer.subscribe([self.topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
         self.health.doing = "idle"
-        self.health.ready = lambda: bool(self.consumer.assignment())
+        self.health.ready = lambda: self.joined
         try:
             while not self.stopping.is_set():
                 self.health.beat()
@@ -272,7 +273,11 @@ class JobLoop:
             else:
                 return
 
+    def _assigned(self, _: Consumer, __: Sequence[TopicPartition]) -> None:
+        self.joined = True
+
     def _revoked(self, _: Consumer, __: Sequence[TopicPartition]) -> None:
+        self.joined = False
         self._drop()
 
     def _drop(self) -> None:

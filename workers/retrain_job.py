@@ -387,7 +387,8 @@ def _end_with_parent() -> None:
     """End when the worker that started us is gone: it holds the other end of stdin."""
 
     def wait() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 1):  # not sys.stdin, whose lock a thread that ends late would hold
+            pass
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()

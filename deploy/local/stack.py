@@ -143,8 +143,8 @@ class Stack:
         with_mlflow = "mlflow" in services and self._users_mlflow is None
         names = ["router"] * (not self._users_router)
         names += ["kafka", "kafka-controller"] * with_kafka + ["mlflow"] * with_mlflow
-        names += [worker.name for worker in workers if worker.health]
-        ours = {*old, *(["kafka-controller"] if "kafka" in old else []), *(["router"] if found else [])}
+        names += [_health_port(worker.name) for worker in workers if worker.health]
+        ours = {*old, *map(_health_port, old), *(["kafka-controller"] if "kafka" in old else []), *(["router"] if found else [])}
         if self._users_router and not found and not ports.is_free(self._users_router, self._settings.router_host):
             raise UserError(
                 f"DRIFTLOOP_ROUTER_PORT={self._users_router}: another program listens there; "
@@ -169,7 +169,7 @@ class Stack:
             wanted.append(old.get("mlflow") or mlflow_server.program(self.home, port=port["mlflow"]))
         for worker in workers:  # they read the `.env` of the folder in which the stack was started
             directory = old[worker.name].directory if worker.name in old else None
-            wanted.append(_program(worker, port.get(worker.name), directory or str(Path.cwd())))
+            wanted.append(_program(worker, port.get(_health_port(worker.name)), directory or str(Path.cwd())))
         with_addresses = [
             each if each.name in SERVICES and each.name in old else _with(each, environment) for each in wanted
         ]
@@ -337,8 +337,13 @@ def _age(process: psutil.Process) -> float | None:
     return None
 
 
+def _health_port(worker: str) -> str:
+    """What the port of a worker's /live and /ready is kept under."""
+    return f"{worker}-health"
+
+
 def _program(worker: Process, port: int | None, directory: str) -> Program:
-    if worker.name in (*SERVICES, "router", "kafka-controller", supervisor.HEALTH):
+    if worker.name in (*SERVICES, supervisor.HEALTH):
         raise ValueError(f"{worker.name!r} is the name of a part of the stack")
     address = None if port is None else f"http://127.0.0.1:{port}"
     return Program(
