@@ -136,6 +136,7 @@ def test_chosen_windows_keep_their_columns_together():
     last = windows.chosen(windows.labels == SIT)
     assert last.first_offset.tolist() == [1000 + WINDOW]
     assert last.values[0, 0, 0] == WINDOW
+    assert last.labels.tolist() == [SIT]
     assert len(windows.chosen(slice(0, 2))) == 2
 
 
