@@ -39,9 +39,9 @@ DEAD_LETTER_HEADERS: Final = {
     "dlq.partition": "Its partition there, decimal.",
     "dlq.offset": "Its offset there, decimal.",
     "dlq.timestamp": "Its Kafka timestamp, milliseconds since the epoch, decimal.",
-    "dlq.class": "Why it can never work.",
+    "dlq.class": "Why it can never work; further classes may come.",
     "dlq.reason": "The same for a person, at most 1 kB.",
-    "dlq.version": "Version of the program that refused it.",
+    "dlq.version": "Version of these headers.",
 }
 
 
@@ -190,7 +190,7 @@ def _event_message(name: str, cls: type) -> Json:
 
 def _dead_letter_message() -> Json:
     properties: Json = {name: {"type": "string", "description": text} for name, text in DEAD_LETTER_HEADERS.items()}
-    properties["dlq.class"]["enum"] = [*REJECT_CLASSES, "schema-unsupported"]
+    properties["dlq.class"]["examples"] = [*REJECT_CLASSES, "schema-unsupported"]
     for number in ("dlq.partition", "dlq.offset", "dlq.timestamp"):
         properties[number]["pattern"] = "^-?[0-9]+$"
     return {
