@@ -118,14 +118,14 @@ class ProcessTarget:
             raise Retry(f"{deployment.label} cannot be removed from {self.home}: {error}") from error
 
     def ended(self, deployment: Deployment) -> Retry | Reject | None:
-        """See `Target.ended`. Reject if it ended by itself with an error; Retry if it was killed or nobody knows."""
+        """See `Target.ended`. Reject if it ended by itself with an error; Retry if it was stopped or nobody knows."""
         pid, _, create_time = deployment.handle.partition("@")
         if self._process(deployment.label, int(pid), float(create_time)):
             return None
         child = self._children.get(int(pid))
         code = child.poll() if child else None
         tail = self._last_lines(deployment.label)
-        if code is not None and code >= 0:
+        if code is not None and code > 0:
             return Reject("crashed", f"{deployment.label} ended with exit code {code}; its last lines:\n{tail}")
         how = f"was ended by signal {-code}" if code else "is no longer there"
         return Retry(f"{deployment.label} {how}; its last lines:\n{tail}")
@@ -260,8 +260,13 @@ class ProcessTarget:
         self._reap()
         try:
             process = psutil.Process(pid)
-            same = abs(process.create_time() - create_time) < 1 and process.environ().get(SERVING_MARK) == label
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+            if abs(process.create_time() - create_time) >= 1 or process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            # An unreaped child cannot be anybody else. Its mark cannot be read at first: Popen returns as soon as the
+            # kernel has begun to exec, which is before it has put the environment in its place.
+            child = self._children.get(pid)
+            ours = child is not None and child.returncode is None
+            return process if ours or process.environ().get(SERVING_MARK) == label else None
         except (psutil.Error, OSError):
             return None
 
@@ -284,5 +289,6 @@ class ProcessTarget:
         self._state_file(label).unlink(missing_ok=True)
 
     def _reap(self) -> None:
+        """Forgets nothing, but lets ended children go, which would look alive otherwise."""
         for child in self._children.values():
             child.poll()
