@@ -6,6 +6,7 @@ A range names records for good: the same ranges give the same windows, as long a
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from schemas.events import OffsetRange, TrainingWindow
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY
 from streams.gate import Decoded, Record, add, check, decode
-from streams.kafka import reader_config
+from streams.kafka import is_transient, reader_config
 from streams.windows import Readings, Windows, cut, empty_readings, joined
 
 _RUN = 2_000  # records decoded at a time: memory stays bounded whatever the range
@@ -43,15 +44,26 @@ def end_ranges(settings: Settings, partitions: Sequence[int] | None = None, time
         if partitions is None:
             metadata = consumer.list_topics(topic, timeout=timeout).topics[topic]
             partitions = sorted(metadata.partitions)
-        marks = {
-            number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=timeout)
-            for number in partitions
-        }
+        marks = {number: _marks(consumer, TopicPartition(topic, number), timeout) for number in partitions}
     except KafkaException as error:
         raise Retry(f"offsets of {topic}: {error.args[0].str()}") from error
     finally:
         consumer.close()
     return [OffsetRange(number, low, high) for number, (low, high) in marks.items()]
+
+
+def _marks(consumer: Consumer, place: TopicPartition, timeout: float) -> tuple[int, int]:
+    """First offset and the one behind the last; a partition that was just made has no leader for a moment."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            low, high = consumer.get_watermark_offsets(place, timeout=timeout)
+        except KafkaException as error:
+            if not is_transient(error.args[0]) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return low, high
 
 
 def replay(

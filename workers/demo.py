@@ -1,0 +1,399 @@
+"""`driftloop demo`: the whole loop on this machine, told as it happens, and the proof that it closed.
+
+Several people's readings are played, the first model is trained and deployed, then one device drifts. The accuracy is
+asked of the deployed endpoint over HTTP, on readings of that device that were never sent to Kafka: as they were before
+the drift, the same ones drifted, and the same drifted ones again after the redeployment.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import httpx
+import numpy as np
+
+from deploy.local import orphans
+from schemas.activity import ACTIVITIES, CHANNEL_NAMES, SAMPLE_RATE_HZ
+from schemas.errors import Retry, UserError
+from schemas.events import DriftDetected, ModelDeployed, ModelRegistered
+from schemas.settings import Settings, load_settings
+from schemas.topology import EVENT_TOPICS
+from streams.eventlog import Logged, read_events
+from streams.inject import apply, parse_drift
+from streams.motionsense import recordings
+from streams.producer import produce
+from streams.recording import Recording, shuffled_bouts, spans
+from streams.replay import end_ranges
+from streams.simulator import simulate
+from streams.windows import expected_windows
+from workers import stack as stacks
+from workers.narrate import line
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEVICES: Final = 8
+LEARN_S: Final = 480.0
+DRIFT_S: Final = 420.0
+ASKED_S: Final = 200.0
+SEED: Final = 7
+DRIFT: Final = "gain:2.5"
+BATCH: Final = 50
+DEADLINE_S: Final = 420.0
+RESTORED: Final = 0.05
+REQUEST_READINGS: Final = 1_000
+_MIB: Final = 1024 * 1024
+_Found = TypeVar("_Found")
+
+
+@dataclass(slots=True)
+class Report:
+    """What the demo found. accuracy: share of windows whose activity the endpoint named right."""
+
+    closed: bool = False
+    drift: str = DRIFT
+    device: str = ""
+    accuracy: dict[str, float] = field(default_factory=dict)
+    windows: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    chain: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_mib: float = 0.0
+    home: str = ""
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """What is played. learn: everyone, for the first model; drifting: everyone, one device drifted; asked, drifted: the
+    device's readings that are only ever shown to the endpoint, as they are and as the drift makes them.
+    """
+
+    device: str
+    learn: list[Recording]
+    drifting: list[Recording]
+    asked: Recording
+    drifted: Recording
+
+
+def run_demo(settings: Settings, *, data: Path | None, keep: bool, as_json: bool, console: Console) -> int:
+    """Run it; the exit code: 0 only if the loop closed and the accuracy came back."""
+    if as_json:
+        from rich.console import Console
+
+        console = Console(stderr=True, highlight=False)
+    home = settings.home / "demo"
+    stack = stacks.stack(load_settings(home=home))
+    script = _script(data)
+    if home.exists():
+        stack.down(console.print)
+    shutil.rmtree(home, ignore_errors=True)
+    report = Report(device=script.device, home=str(home))
+    demo = _Demo(script, report, home, console)
+    try:
+        demo.run(bool(data))
+    except (Retry, UserError) as error:
+        report.failure = str(error)
+    finally:
+        if not keep:
+            console.print("stopping")
+            stack.down()
+    if as_json:
+        print(json.dumps(asdict(report)))  # noqa: T201  the facts that were asked for
+    else:
+        _show(report, keep, console)
+    return 0 if report.closed else 1
+
+
+def _script(data: Path | None) -> Script:
+    """The readings of the demo, the same each time; event time ends about now."""
+    rng = np.random.default_rng(SEED)
+    total = LEARN_S + DRIFT_S + ASKED_S
+    start = float(int(time.time() - total))
+    if data is None:
+        played = simulate(DEVICES, total, SEED, start)
+    else:
+        played = [shuffled_bouts(each, rng) for each in recordings(data, None, start)]
+        played = [each for each in played if len(each) >= 0.9 * total * SAMPLE_RATE_HZ][:DEVICES]
+        if len(played) < 4:
+            raise UserError(
+                f"{data}: the demo needs 4 subjects with {total / 60:.0f} minutes each, found {len(played)}"
+            )
+    learn = [each.between(0, LEARN_S) for each in played]
+    later = [each.between(LEARN_S, LEARN_S + DRIFT_S) for each in played]
+    chosen = _drifting_device(played)
+    asked = played[chosen].between(LEARN_S + DRIFT_S, total)
+    drift = parse_drift(f"{DRIFT}@0")
+    # The same seed, so that what is asked has drifted exactly as what was played.
+    later[chosen] = apply(later[chosen], drift, np.random.default_rng(SEED))
+    drifted = apply(asked, drift, np.random.default_rng(SEED))
+    return Script(played[chosen].device, learn, later, asked, drifted)
+
+
+def _drifting_device(played: list[Recording]) -> int:
+    """The one with the most even mix of activities after the first model: all of them can then be healed."""
+    shares = [
+        min(int((each.between(LEARN_S, LEARN_S + DRIFT_S).labels == code).sum()) for code in range(len(ACTIVITIES)))
+        for each in played
+    ]
+    return int(np.argmax(shares))
+
+
+class _Demo:
+    def __init__(self, script: Script, report: Report, home: Path, console: Console) -> None:
+        self.script = script
+        self.report = report
+        self.home = home
+        self.console = console
+        self.began = time.monotonic()
+        self.settings = load_settings(home=home)
+        self.log: Iterator[Logged | None] = iter(())
+        self.seen: list[Logged] = []
+        self.doing: Callable[[], str] = lambda: ""
+
+    def run(self, real: bool) -> None:
+        """The acts, in order."""
+        script, report = self.script, self.report
+        source = "recordings of MotionSense" if real else "synthetic readings"
+        self._say(f"{len(script.learn)} devices with {source}; Kafka, MLflow and four processes of ours start now")
+        wanted = int(0.8 * sum(expected_windows(len(each) / SAMPLE_RATE_HZ) for each in script.learn))
+        with self._step("stack up"):
+            self.settings = stacks.start(
+                self.settings,
+                lambda text: None if text.startswith("created") else self._say(text),
+                {"DRIFTLOOP_FIRST_WINDOWS": str(wanted)},
+            )
+        self._refuse_used_topic()
+        self.log = read_events(self.settings, EVENT_TOPICS, follow=True)
+        self._play(script.learn, "readings")
+        with self._step("first model in service"):
+            first = self._until(_deployed, "the first model", "retrain")
+        report.versions["before"] = first.version
+        self._await_route(first.version)
+        report.accuracy["before"], report.windows = self._accuracy(script.asked, "before the drift")
+
+        self._say(f"[bold]{script.device} drifts now: {_in_words(DRIFT)}[/]")
+        self._play(script.drifting, "readings with the drift")
+        report.accuracy["during"], _ = self._accuracy(script.drifted, "during the drift")
+        with self._step("drift detected"):
+            self._until(lambda item: _drift_of(item, script.device), "the drift", "agent")
+        with self._step("better model registered"):
+            self._until(lambda item: _registered_after(item, first.version), "the retraining", "retrain")
+        with self._step("better model in service"):
+            second = self._until(lambda item: _newer(item, first.version), "the deployment", "deploy")
+        report.versions["after"] = second.version
+        self._await_route(second.version)
+        report.accuracy["after"], _ = self._accuracy(script.drifted, "after the redeployment")
+        self._trace(second)
+        report.seconds["in all"] = round(time.monotonic() - self.began, 1)
+        lost = report.accuracy["before"] - report.accuracy["after"]
+        report.closed = lost <= RESTORED and "drift" in report.chain
+        if not report.closed:
+            report.failure = f"accuracy after is {lost:.2f} below before; more than {RESTORED:.2f}"
+
+    def _say(self, text: str) -> None:
+        self.console.print(f"[dim]{time.monotonic() - self.began:5.0f} s[/]  {text}")
+
+    @contextmanager
+    def _step(self, name: str) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self.report.seconds[name] = round(time.monotonic() - begun, 1)
+
+    def _refuse_used_topic(self) -> None:
+        held = sum(item.end - item.start for item in end_ranges(self.settings))
+        if held:
+            raise UserError(
+                f"the activity topic of {self.settings.kafka_bootstrap} holds {held} records; the demo needs an empty "
+                "one: unset DRIFTLOOP_KAFKA_BOOTSTRAP, or set DRIFTLOOP_NAMESPACE to a new name"
+            )
+
+    def _play(self, played: list[Recording], what: str) -> None:
+        produced = produce(self.settings, played, batch=BATCH)
+        if not produced.complete:
+            raise Retry(f"{produced.failed} readings were not delivered: {dict(produced.reasons)}")
+        self._say(f"{produced.delivered:,} {what} sent in {produced.messages:,} messages")
+
+    def _until(self, wanted: Callable[[Logged], _Found | None], what: str, process: str) -> _Found:
+        """Tell events until one is wanted; say meanwhile what the process is doing."""
+        for earlier in self.seen:
+            if (found := wanted(earlier)) is not None:
+                return found
+        doing = self._asker(process)
+        deadline = time.monotonic() + DEADLINE_S
+        with self.console.status(f"waiting for {what}") as status:
+            for item in self.log:
+                self._weigh()
+                if item is None:
+                    status.update(f"waiting for {what}: {doing()}")
+                    if time.monotonic() > deadline:
+                        logs = self.home / "logs"
+                        raise Retry(
+                            f"{what} did not come within {DEADLINE_S:.0f} s; {process} is {doing()}; see {logs}"
+                        )
+                    continue
+                self.seen.append(item)
+                self._say(line(item))
+                if (found := wanted(item)) is not None:
+                    return found
+        raise Retry(f"{what} did not come: the event log ended")
+
+    def _asker(self, process: str) -> Callable[[], str]:
+        """What a process says that it is doing."""
+        address = next(
+            (each.address for each in stacks.stack(self.settings).status() if each.name == process and each.address),
+            None,
+        )
+
+        def ask() -> str:
+            try:
+                return str(httpx.get(f"{address}/live", timeout=1).json()["doing"])
+            except (httpx.HTTPError, ValueError, KeyError):
+                return "not answering"
+
+        return ask
+
+    def _weigh(self) -> None:
+        """Resident memory of the stack's processes now; the peak is reported."""
+        total = 0
+        for each in orphans.marked(self.home.resolve()):
+            try:
+                total += each.process.memory_info().rss
+            except Exception:  # noqa: BLE001, S112  a process that ended meanwhile weighs nothing
+                continue
+        self.report.peak_mib = max(self.report.peak_mib, round(total / _MIB))
+
+    def _await_route(self, version: str) -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(f"{self.settings.router_url}/version", timeout=2).json().get("version") == version:
+                    return
+            except (httpx.HTTPError, ValueError):
+                pass
+            time.sleep(0.2)
+        raise Retry(f"{self.settings.router_url} does not serve version {version}")
+
+    def _accuracy(self, recording: Recording, when: str) -> tuple[float, int]:
+        """Share of windows that the endpoint names right, and how many there are; asked bout by bout."""
+        right = total = 0
+        version = ""
+        with httpx.Client(base_url=self.settings.router_url, timeout=30) as client:
+            for start, end in spans(recording.trials, recording.labels):
+                label = ACTIVITIES[int(recording.labels[start])]
+                for first in range(start, end, REQUEST_READINGS):
+                    readings = _as_json(recording, first, min(end, first + REQUEST_READINGS))
+                    if expected_windows(len(readings) / SAMPLE_RATE_HZ) < 1:
+                        continue
+                    reply = client.post("/predict", json={"readings": readings})
+                    reply.raise_for_status()
+                    answer = reply.json()
+                    version = answer["version"]
+                    total += len(answer["windows"])
+                    right += sum(window["activity"] == label for window in answer["windows"])
+        accuracy = right / max(total, 1)
+        self._say(f"version {version} names [bold]{accuracy:.1%}[/] of {total} windows right {when}")
+        return round(accuracy, 4), total
+
+    def _trace(self, deployed: ModelDeployed) -> None:
+        """The events that led to the deployment, backwards by the ids that they carry."""
+        by_id = {item.envelope.id: item for item in self.seen}
+        chain = self.report.chain
+        chain["deployed"] = next(item.envelope.id for item in self.seen if item.envelope.event == deployed)
+        registered = by_id.get(deployed.caused_by)
+        if registered is None or not isinstance(registered.envelope.event, ModelRegistered):
+            return
+        chain["model-registered"] = registered.envelope.id
+        chain["run"] = registered.envelope.event.run_id
+        causes = [by_id[id] for id in registered.envelope.event.caused_by if id in by_id]
+        if causes:
+            chain["drift"] = causes[0].envelope.id
+
+
+def _as_json(recording: Recording, start: int, end: int) -> list[dict[str, Any]]:
+    rows = zip(recording.ts[start:end].tolist(), recording.values[start:end].tolist(), strict=True)
+    return [
+        {"device": recording.device, "ts": ts, **{k: round(v, 6) for k, v in zip(CHANNEL_NAMES, row, strict=True)}}
+        for ts, row in rows
+    ]
+
+
+def _deployed(item: Logged) -> ModelDeployed | None:
+    return item.envelope.event if isinstance(item.envelope.event, ModelDeployed) else None
+
+
+def _newer(item: Logged, version: str) -> ModelDeployed | None:
+    found = _deployed(item)
+    return found if found is not None and found.version != version else None
+
+
+def _registered_after(item: Logged, version: str) -> ModelRegistered | None:
+    event = item.envelope.event
+    return event if isinstance(event, ModelRegistered) and event.version != version else None
+
+
+def _drift_of(item: Logged, device: str) -> DriftDetected | None:
+    event = item.envelope.event
+    return event if isinstance(event, DriftDetected) and event.device == device else None
+
+
+def _in_words(drift: str) -> str:
+    kind, amount = drift.split(":")
+    return {
+        "rotate": f"it is carried differently, turned by {amount}°",
+        "gain": f"its accelerometer now reads {amount} times too much",
+        "noise": f"its accelerometer is noisy by {amount} g",
+        "bias": f"its accelerometer is off by {amount} g",
+        "stuck": f"its accelerometer's {amount} axis is stuck",
+    }[kind]
+
+
+def _show(report: Report, keep: bool, console: Console) -> None:
+    from rich.table import Table
+
+    console.print()
+    if report.accuracy:
+        table = Table("accuracy of the endpoint", "", "version", box=None, header_style="bold")
+        for when, told in (
+            ("before", "before the drift"),
+            ("during", "during it"),
+            ("after", "after the redeployment"),
+        ):
+            if when in report.accuracy:
+                version = report.versions.get("after" if when == "after" else "before", "")
+                table.add_row(told, f"[bold]{report.accuracy[when]:.1%}[/]", version)
+        console.print(table)
+        console.print(f"({report.windows} windows of {report.device} that were never sent to Kafka)\n")
+    if report.chain:
+        chain = Table("the chain", "id", box=None, header_style="bold")
+        for name in ("drift", "run", "model-registered", "deployed"):
+            if name in report.chain:
+                chain.add_row(name, report.chain[name])
+        console.print(chain, "")
+    steps = Table("step", "seconds", box=None, header_style="bold")
+    for name, seconds in report.seconds.items():
+        steps.add_row(name, f"{seconds:.1f}")
+    console.print(steps)
+    console.print(f"peak memory of the stack: {report.peak_mib:,.0f} MiB\n")
+    if report.closed:
+        console.print("[bold green]The loop closed.[/] A drift was seen, a better model trained, and it is in service.")
+    else:
+        console.print(f"[bold red]The loop did not close:[/] {report.failure}")
+    if keep:
+        console.print(f"\nThe stack is up. Look around:\n  export DRIFTLOOP_HOME={report.home}")
+        for command, meaning in (
+            ("status", "its processes, MLflow's address among them"),
+            ("events", "everything that happened"),
+            ("produce --simulate --drift rotate:90@300", "more readings, another drift"),
+            ("down", "stop it"),
+        ):
+            console.print(f"  driftloop {command:<42} {meaning}")
+    else:
+        console.print(f"\nLogs are in {report.home}/logs. `driftloop demo --keep` leaves everything up to look around.")
