@@ -6,6 +6,7 @@ in a row, is restarted.
 
 from __future__ import annotations
 
+import http.client
 import os
 import sys
 import time
@@ -95,7 +96,7 @@ def main() -> None:
         if _is_fresh(payload):
             try:
                 look(home, Supervisor(path), watch)
-            except (OSError, xmlrpc.client.Error) as error:
+            except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
                 log.warning("health.supervisor", error=str(error))
         sys.stdout.write("RESULT 2\nOK")
         sys.stdout.flush()

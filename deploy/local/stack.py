@@ -5,7 +5,9 @@ What runs is decided here and written down in the home; supervisord runs it, the
 
 from __future__ import annotations
 
+import http.client
 import time
+import xmlrpc.client
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -92,7 +94,7 @@ class Stack:
                 self._await(wanted, running, say)
             except BaseException:
                 if found is None:  # what this call began, it ends; a stack that was there before stays
-                    self._stop(say=lambda _: None)
+                    self._stop(say=lambda _: None, servers=False)
                 raise
         return addresses
 
@@ -102,15 +104,17 @@ class Stack:
             say("nothing is running")
             return
         with homes.lock(self.home, say):
-            self._stop(say)
+            self._stop(say, servers=True)
 
     def status(self) -> list[ProcessStatus]:
         """Every process: ours, those that lost their supervisor, model servers, and the user's own servers."""
         known = programs.read(self.home)
         marked = orphans.marked(self.home)
         running = supervisor.connect(self.home)
-        info = {} if running is None else running.info()
-        lost = orphans.left_over(marked, self._owned(running, info))
+        info: dict[str, dict[str, Any]] = {}
+        with suppress(OSError, http.client.HTTPException, xmlrpc.client.Error):  # it may be ending
+            info = {} if running is None else running.info()
+        lost = orphans.left_over(marked, {*_pids(info), *([running.pid] if running else [])})
         lost_names = {each.name for each in lost}
         with ThreadPoolExecutor(8) as pool:
             futures = [
@@ -129,7 +133,7 @@ class Stack:
 
     def _stop_left_over(self, found: supervisor.Supervisor | None, say: Say) -> None:
         marked = orphans.marked(self.home)
-        lost = orphans.left_over(marked, self._owned(found, {} if found is None else found.info()))
+        lost = orphans.left_over(marked, {found.pid, *_pids(found.info())} if found else ())
         if lost:
             say(f"stopping {len(lost)} left over: {', '.join(sorted({each.name for each in lost}))}")
             orphans.stop(lost)
@@ -144,7 +148,12 @@ class Stack:
         names = ["router"] * (not self._users_router)
         names += ["kafka", "kafka-controller"] * with_kafka + ["mlflow"] * with_mlflow
         names += [_health_port(worker.name) for worker in workers if worker.health]
-        ours = {*old, *map(_health_port, old), *(["kafka-controller"] if "kafka" in old else []), *(["router"] if found else [])}
+        ours = {
+            *old,
+            *map(_health_port, old),
+            *(["kafka-controller"] if "kafka" in old else []),
+            *(["router"] if found else []),
+        }
         if self._users_router and not found and not ports.is_free(self._users_router, self._settings.router_host):
             raise UserError(
                 f"DRIFTLOOP_ROUTER_PORT={self._users_router}: another program listens there; "
@@ -238,20 +247,21 @@ class Stack:
 
     # down
 
-    def _stop(self, say: Say) -> None:
+    def _stop(self, say: Say, *, servers: bool) -> None:
+        """Stop everything; detached model servers only if `servers`."""
         (self.home / STACK_ENV).unlink(missing_ok=True)  # first of all: nobody shall start to use it now
         found = supervisor.connect(self.home)
         if found is not None:
             # The watch first, lest it restart something; the workers together, while Kafka is there to be left.
-            with suppress(OSError):
-                own = psutil.Process(found.pid())
+            with suppress(OSError, psutil.Error, http.client.HTTPException, xmlrpc.client.Error):  # it may be ending
+                own = psutil.Process(found.pid)
                 found.stop([supervisor.HEALTH])
                 say("stopping the workers")
                 found.stop(name for name in found.info() if name not in SERVICES)
                 say("stopping MLflow and Kafka")
                 found.shutdown()
                 psutil.wait_procs([own], timeout=3 * supervisor.STOP_SECONDS)
-        orphans.stop(orphans.marked(self.home))
+        orphans.stop([each for each in orphans.marked(self.home) if servers or each.serving is None])
         supervisor.forget(self.home)
         say("stopped")
 
@@ -312,8 +322,9 @@ class Stack:
             detail="its supervisor is gone; `driftloop up` replaces it, `driftloop down` stops it",
         )
 
-    def _owned(self, found: supervisor.Supervisor | None, info: dict[str, dict[str, Any]]) -> set[int]:
-        return set() if found is None else {found.pid(), *(each["pid"] for each in info.values() if each["pid"])}
+
+def _pids(info: dict[str, dict[str, Any]]) -> set[int]:
+    return {each["pid"] for each in info.values() if each["pid"]}
 
 
 def _of_server(each: orphans.Marked) -> ProcessStatus:

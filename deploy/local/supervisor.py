@@ -14,7 +14,7 @@ import time
 import xmlrpc.client
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from deploy.local import home as homes
 from deploy.local.programs import MARK, SERVING_MARK
@@ -117,7 +117,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Supervisor:
-    """A running supervisord. Its own errors are `xmlrpc.client.Fault`, a lost connection is `OSError`."""
+    """A running supervisord; `pid` is its own. Its errors are `xmlrpc.client.Fault`, a lost connection is `OSError`."""
 
     def __init__(self, path: Path) -> None:
         from supervisor.xmlrpc import SupervisorTransport
@@ -125,14 +125,11 @@ class Supervisor:
         transport = SupervisorTransport(None, None, f"unix://{path}")
         transport._get_connection = lambda: _Connection(path)  # theirs waits for ever
         self._server = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+        self.pid = int(self._rpc.getPID())
 
     @property
     def _rpc(self) -> Any:
         return self._server.supervisor
-
-    def pid(self) -> int:
-        """The process id of supervisord itself."""
-        return int(cast(int, self._rpc.getPID()))
 
     def info(self) -> dict[str, dict[str, Any]]:
         """Each program's name, state (`statename`), pid, start and stop times, as supervisord tells them."""
@@ -185,11 +182,9 @@ def connect(home: Path) -> Supervisor | None:
     try:
         if path.stat().st_uid != os.getuid():
             return None
-        found = Supervisor(path)
-        found.pid()
+        return Supervisor(path)
     except (OSError, http.client.HTTPException, xmlrpc.client.Error):
         return None
-    return found
 
 
 def forget(home: Path) -> None:

@@ -126,9 +126,15 @@ def test_a_worker_that_hangs_is_restarted(dummy):
     eventually(lambda: dummy["worker"].healthy and dummy["worker"].pid != hung)
 
 
-def test_the_health_watch_runs(dummy):
+def test_the_health_watch_of_a_running_stack_asks_its_processes(dummy):
     log = homes.log_of(dummy.stack.home, supervisor.HEALTH)
-    eventually(lambda: "health.watching" in log.read_text())
+    eventually(lambda: supervisor.connect(dummy.stack.home).info()["worker"]["statename"] == "RUNNING")
+    time.sleep(6)  # one tick: it must have been seen alive
+    (dummy.sick / "live").touch()
+    try:
+        eventually(lambda: "health.failed" in log.read_text())
+    finally:
+        (dummy.sick / "live").unlink()
 
 
 def test_a_second_up_waits_and_says_so(dummy):
@@ -154,7 +160,7 @@ def test_a_stack_whose_supervisor_was_killed_is_taken_over_with_its_data(dummy):
     server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=detached)
     address, pids = dummy["kafka"].address, [dummy["kafka"].pid, dummy["worker"].pid]
 
-    os.kill(supervisor.connect(dummy.stack.home).pid(), signal.SIGKILL)
+    os.kill(supervisor.connect(dummy.stack.home).pid, signal.SIGKILL)
     eventually(lambda: dummy["kafka"].state == "orphan")
     assert [dummy["kafka"].pid, dummy["worker"].pid] == pids
     assert (dummy["worker"].state, dummy["worker"].healthy) == ("orphan", True)
@@ -179,10 +185,14 @@ def test_a_broker_that_cannot_start_is_one_line_with_its_log_and_its_words(tmp_p
     stack = Stack(tmp_path, Settings(_env_file=None))
     (tmp_path / "kafka" / "data").mkdir(parents=True)
     (tmp_path / "kafka" / "data" / "meta.properties").write_text("version=77\n")
+    detached = {**os.environ, MARK: str(stack.home), SERVING_MARK: "activity-v1"}
+    server = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], env=detached)
     with pytest.raises(UserError, match=r"^kafka does not start; .*kafka\.log: .*(Exception|ERROR|rror)") as caught:
         stack.up([], services=["kafka"])
     assert "\n" not in str(caught.value)
-    assert orphans.marked(stack.home) == [], "what a failed start began, it ends"
+    assert [each.process.pid for each in orphans.marked(stack.home)] == [server.pid], "what it began, it ends"
+    server.kill()
+    server.wait()
     assert supervisor.connect(stack.home) is None
 
 
