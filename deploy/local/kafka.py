@@ -89,6 +89,9 @@ def _java(folder: Path, class_path: str) -> list[str]:
         "-Xms64m",
         "-Xmx512m",
         "-XX:+UseSerialGC",
+        # Without the second compiler Kafka is up in 2.2 s instead of 5, with 1.9 s of CPU instead of 3.4, and takes
+        # 400,000 records no slower (2 noisy cores).
+        "-XX:TieredStopAtLevel=1",
         "-XX:+ExitOnOutOfMemoryError",
         "-XX:-UsePerfData",
         "-Djava.awt.headless=true",
