@@ -154,15 +154,13 @@ def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
 async def _body(request: web.Request) -> bytes | None:
     """The whole body; None if it is over the cap."""
     body, size = bytearray(), 0
-    too_large = (request.content_length or 0) > MAX_BODY_BYTES
     async for part in request.content.iter_any():
         size += len(part)
-        too_large = too_large or size > MAX_BODY_BYTES
-        if not too_large:
+        if size <= MAX_BODY_BYTES:
             body += part
         elif size > _DISCARD_BYTES:
             break
-    return None if too_large else bytes(body)
+    return bytes(body) if size <= MAX_BODY_BYTES else None
 
 
 async def _ask(

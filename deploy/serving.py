@@ -187,13 +187,11 @@ async def _body(request: Request) -> bytes:
     if kind.partition(";")[0].strip().lower() != "application/json":
         raise _Unread(415, "content-type", f"send application/json, not {kind}")
     body, size = bytearray(), 0
-    too_large = int(request.headers.get("content-length", 0)) > MAX_BODY_BYTES
     try:
         async with asyncio.timeout(BODY_SECONDS):
             async for part in request.stream():
                 size += len(part)
-                too_large = too_large or size > MAX_BODY_BYTES
-                if not too_large:
+                if size <= MAX_BODY_BYTES:
                     body += part
                 elif size > _DISCARD_BYTES:
                     break
@@ -201,7 +199,7 @@ async def _body(request: Request) -> bytes:
         raise _Unread(408, "body", f"it did not arrive within {BODY_SECONDS:.0f} s") from None
     except ClientDisconnect:
         raise _Unread(400, "body", "the client went away before its end") from None
-    if too_large:
+    if size > MAX_BODY_BYTES:
         raise _Unread(413, "body", f"it may have {MAX_BODY_BYTES} bytes")
     return bytes(body)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -175,6 +176,8 @@ def test_a_worker_that_dies_between_start_and_state_file_leaves_no_orphan(target
     monkeypatch.setattr(target, "_keep", die)
     with pytest.raises(Died):
         target.create(spec)
+    while not carrying(target.home):  # the mark can be read a moment after the process is there
+        time.sleep(0.01)
     [pid] = carrying(target.home)
     successor = ProcessTarget(target.home, command)
     found = successor.find("m", "7")
@@ -207,6 +210,46 @@ def test_a_recycled_pid_is_not_mistaken_for_the_server(target, spec):
     finally:
         stranger.kill()
         stranger.wait()
+
+
+def test_a_clock_that_was_set_does_not_lose_the_server(target, spec):
+    """Start times move with the clock; the mark does not."""
+    deployment = target.create(spec)
+    successor = ProcessTarget(target.home, command)
+    state_file = target.home / "serving" / "m-v7.json"
+    state = msgspec.json.decode(state_file.read_bytes(), type=State)
+    state_file.write_bytes(msgspec.json.encode(msgspec.structs.replace(state, create_time=state.create_time - 60)))
+    assert successor.find("m", "7") == deployment
+    assert successor.create(spec) == deployment
+    earlier = dataclasses.replace(deployment, handle=f"{state.pid}@{state.create_time - 60}")
+    assert isinstance(successor.ended(earlier), Retry)
+    assert successor.ended(deployment) is None
+
+
+def test_a_server_that_answers_as_another_model_is_replaced(target, spec):
+    """Whatever runs there, it is not what was registered."""
+
+    def wrong(spec, port):
+        return [*command(spec, port)[:-2], "sha256:" + "0" * 64, str(port)]
+
+    mistaken = ProcessTarget(target.home, wrong, starting_seconds=1)
+    impostor = mistaken.create(spec)
+    with pytest.raises(Reject, match="wrong-model"):
+        rollout.wait_ready(mistaken, impostor, 20)
+    replaced = target.create(spec)
+    assert pid_of(replaced) != pid_of(impostor)
+    rollout.wait_ready(target, replaced, 20)
+    assert carrying(target.home) == [pid_of(replaced)]
+
+
+def test_what_runs_is_not_stopped_for_files_that_are_refused(target, spec, tmp_path):
+    """A tampered model must not even cause an outage."""
+    deployment = target.create(spec)
+    (tmp_path / "model").mkdir()
+    with pytest.raises(Reject, match="digest-mismatch"):
+        target.create(DeploymentSpec("m", "7", "sha256:" + "0" * 64, tmp_path / "model"))
+    assert target.find("m", "7") == deployment
+    assert rollout.is_itself(deployment)
 
 
 def test_a_port_that_is_taken_meanwhile_costs_another_try(tmp_path, spec):

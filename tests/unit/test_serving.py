@@ -164,6 +164,11 @@ def test_readings_become_windows_with_an_activity_and_its_confidence(client):
     assert all(0.5 < window["confidence"] <= 1 for window in answer["windows"])
 
 
+def test_a_missing_field_is_called_missing(client):
+    reply = posted(client, "/predict", {"readings": [{"device": "phone-07", "ts": 1.0}]})
+    assert reply.json() == {"error": "is missing", "field": "readings[0].attitude.roll"}
+
+
 def test_too_few_readings_are_told_how_many_it_takes(client):
     for few in ([], readings(127)):
         reply = posted(client, "/predict", {"readings": few})
