@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     checkpoint_readings: int = Field(5_000, ge=1, description="the same, by messages since the last checkpoint")
 
     first_windows: int = Field(600, ge=50, description="labelled windows that the first model waits for")
-    recent_windows: int = Field(180, ge=20, description="labelled windows since the change that a retraining waits for")
+    recent_windows: int = Field(280, ge=20, description="labelled windows since the change that a retraining waits for")
     recent_activities: int = Field(5, ge=1, le=6, description="different activities among them")
     collect_seconds: float = Field(600, ge=0, description="how long a retraining waits for them before it gives up")
     train_seconds: float = Field(900, gt=0, description="deadline of one training; past it the job has failed")

@@ -19,7 +19,7 @@ class Statistic:
 
     spread: how far the mean of one stretch of an activity lies from the next one's when nothing has changed (one
     standard deviation, in the statistic's unit); hand-set from MotionSense, the detector's prior until it knows the
-    device.
+    device. Wide for the yaw rate, which says little while an upright phone is gimbal-locked.
     """
 
     feature: str
@@ -31,7 +31,7 @@ STATISTICS: Final[tuple[Statistic, ...]] = (
     *(Statistic(f"gravity.{axis}", "mean", 0.10) for axis in "xyz"),
     *(Statistic(f"userAcceleration.{axis}", "mean", 0.03) for axis in "xyz"),
     *(Statistic(f"userAcceleration.{axis}", "log-sd", 0.25) for axis in "xyz"),
-    Statistic("attitude.yaw", "rate-log-sd", 0.30),
+    Statistic("attitude.yaw", "rate-log-sd", 1.0),
 )
 
 
