@@ -12,12 +12,11 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
-import numpy as np
 
 from deploy.local import orphans
 from schemas.activity import ACTIVITIES, CHANNEL_NAMES, SAMPLE_RATE_HZ
@@ -26,64 +25,24 @@ from schemas.events import DriftDetected, ModelDeployed, ModelRegistered
 from schemas.settings import Settings, load_settings
 from schemas.topology import EVENT_TOPICS
 from streams.eventlog import Logged, read_events
-from streams.inject import apply, parse_drift
-from streams.motionsense import recordings
 from streams.producer import produce
-from streams.recording import Recording, shuffled_bouts, spans
+from streams.recording import Recording, spans
 from streams.replay import end_ranges
-from streams.simulator import simulate
 from streams.windows import expected_windows
 from workers import stack as stacks
+from workers.demo_report import Report, show
+from workers.demo_script import DRIFT, Script, in_words, write_script
 from workers.narrate import line
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-DEVICES: Final = 8
-LEARN_S: Final = 400.0
-DRIFT_S: Final = 520.0
-ASKED_S: Final = 180.0
-SEED: Final = 7
-# Chosen because it hurts every candidate, on people and on the simulator, and because labels heal it; a turned phone
-# or a gain would not: the models are trained on turned copies and hardly mind.
-DRIFT: Final = "noise:0.3"
-BOUT_S: Final = (12.0, 30.0)
 BATCH: Final = 50
-DEADLINE_S: Final = 420.0
+DEADLINE_S: Final = 300.0
 RESTORED: Final = 0.05
 REQUEST_READINGS: Final = 1_000
 _MIB: Final = 1024 * 1024
 _Found = TypeVar("_Found")
-
-
-@dataclass(slots=True)
-class Report:
-    """What the demo found. accuracy: share of windows whose activity the endpoint named right."""
-
-    closed: bool = False
-    drift: str = DRIFT
-    device: str = ""
-    accuracy: dict[str, float] = field(default_factory=dict)
-    windows: int = 0
-    versions: dict[str, str] = field(default_factory=dict)
-    chain: dict[str, str] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_mib: float = 0.0
-    home: str = ""
-    failure: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """What is played. learn: everyone, for the first model; drifting: everyone, one device drifted; asked, drifted: the
-    device's readings that are only ever shown to the endpoint, as they are and as the drift makes them.
-    """
-
-    device: str
-    learn: list[Recording]
-    drifting: list[Recording]
-    asked: Recording
-    drifted: Recording
 
 
 def run_demo(settings: Settings, *, data: Path | None, keep: bool, as_json: bool, console: Console) -> int:
@@ -94,11 +53,11 @@ def run_demo(settings: Settings, *, data: Path | None, keep: bool, as_json: bool
         console = Console(stderr=True, highlight=False)
     home = settings.home / "demo"
     stack = stacks.stack(load_settings(home=home))
-    script = _script(data)
+    script = write_script(data)
     if home.exists():
         stack.down(console.print)
     shutil.rmtree(home, ignore_errors=True)
-    report = Report(device=script.device, home=str(home))
+    report = Report(drift=DRIFT, device=script.device, home=str(home))
     demo = _Demo(script, report, home, console)
     try:
         demo.run(bool(data))
@@ -111,43 +70,8 @@ def run_demo(settings: Settings, *, data: Path | None, keep: bool, as_json: bool
     if as_json:
         print(json.dumps(asdict(report)))  # noqa: T201  the facts that were asked for
     else:
-        _show(report, keep, console)
+        show(report, keep, console)
     return 0 if report.closed else 1
-
-
-def _script(data: Path | None) -> Script:
-    """The readings of the demo, the same each time; event time ends about now."""
-    rng = np.random.default_rng(SEED)
-    total = LEARN_S + DRIFT_S + ASKED_S
-    start = float(int(time.time() - total))
-    if data is None:
-        mix = dict.fromkeys(ACTIVITIES, 1.0)
-        played = simulate(DEVICES, total, SEED, start, bout_seconds=BOUT_S, mix=mix)
-    else:
-        played = [shuffled_bouts(each, rng) for each in recordings(data, None, start)]
-        played = [each for each in played if len(each) >= 0.97 * total * SAMPLE_RATE_HZ][:DEVICES]
-        if len(played) < 4:
-            raise UserError(
-                f"{data}: the demo needs 4 subjects with {total / 60:.0f} minutes each, found {len(played)}"
-            )
-    learn = [each.between(0, LEARN_S) for each in played]
-    later = [each.between(LEARN_S, LEARN_S + DRIFT_S) for each in played]
-    chosen = _drifting_device(played)
-    asked = played[chosen].between(LEARN_S + DRIFT_S, total)
-    drift = parse_drift(f"{DRIFT}@0")
-    # The same seed, so that what is asked has drifted exactly as what was played.
-    later[chosen] = apply(later[chosen], drift, np.random.default_rng(SEED))
-    drifted = apply(asked, drift, np.random.default_rng(SEED))
-    return Script(played[chosen].device, learn, later, asked, drifted)
-
-
-def _drifting_device(played: list[Recording]) -> int:
-    """The one with the most even mix of activities after the first model: all of them can then be healed."""
-    shares = [
-        min(int((each.between(LEARN_S, LEARN_S + DRIFT_S).labels == code).sum()) for code in range(len(ACTIVITIES)))
-        for each in played
-    ]
-    return int(np.argmax(shares))
 
 
 class _Demo:
@@ -183,15 +107,15 @@ class _Demo:
         self._await_route(first.version)
         report.accuracy["before"], report.windows = self._accuracy(script.asked, "before the drift")
 
-        self._say(f"[bold]{script.device} drifts now: {_in_words(DRIFT)}[/]")
+        self._say(f"[bold]{script.device} drifts now: {in_words(DRIFT)}[/]")
         self._play(script.drifting, "readings with the drift")
         report.accuracy["during"], _ = self._accuracy(script.drifted, "during the drift")
         with self._step("drift detected"):
             self._until(lambda item: _drift_of(item, script.device), "the drift", "agent")
         with self._step("better model registered"):
-            self._until(lambda item: _registered_after(item, first.version), "the retraining", "retrain")
+            self._until(self._learned_from_drift, "the retraining", "retrain")
         with self._step("better model in service"):
-            second = self._until(lambda item: _newer(item, first.version), "the deployment", "deploy")
+            second = self._until(self._deployed_for_drift, "the deployment", "deploy")
         report.versions["after"] = second.version
         self._await_route(second.version)
         report.accuracy["after"], _ = self._accuracy(script.drifted, "after the redeployment")
@@ -306,6 +230,17 @@ class _Demo:
         self._say(f"version {version} names [bold]{accuracy:.1%}[/] of {total} windows right {when}")
         return round(accuracy, 4), total
 
+    def _learned_from_drift(self, item: Logged) -> ModelRegistered | None:
+        """The registration that a drift of our device has led to; another device's false alarm may come first."""
+        event = item.envelope.event
+        drifts = {each.envelope.id for each in self.seen if _drift_of(each, self.script.device)}
+        return event if isinstance(event, ModelRegistered) and drifts & set(event.caused_by) else None
+
+    def _deployed_for_drift(self, item: Logged) -> ModelDeployed | None:
+        registered = {each.envelope.id for each in self.seen if self._learned_from_drift(each)}
+        found = _deployed(item)
+        return found if found is not None and found.caused_by in registered else None
+
     def _trace(self, deployed: ModelDeployed) -> None:
         """The events that led to the deployment, backwards by the ids that they carry."""
         by_id = {item.envelope.id: item for item in self.seen}
@@ -333,71 +268,6 @@ def _deployed(item: Logged) -> ModelDeployed | None:
     return item.envelope.event if isinstance(item.envelope.event, ModelDeployed) else None
 
 
-def _newer(item: Logged, version: str) -> ModelDeployed | None:
-    found = _deployed(item)
-    return found if found is not None and found.version != version else None
-
-
-def _registered_after(item: Logged, version: str) -> ModelRegistered | None:
-    event = item.envelope.event
-    return event if isinstance(event, ModelRegistered) and event.version != version else None
-
-
 def _drift_of(item: Logged, device: str) -> DriftDetected | None:
     event = item.envelope.event
     return event if isinstance(event, DriftDetected) and event.device == device else None
-
-
-def _in_words(drift: str) -> str:
-    kind, amount = drift.split(":")
-    return {
-        "rotate": f"it is carried differently, turned by {amount}°",
-        "gain": f"its accelerometer now reads {amount} times too much",
-        "noise": f"its accelerometer is noisy by {amount} g",
-        "bias": f"its accelerometer is off by {amount} g",
-        "stuck": f"its accelerometer's {amount} axis is stuck",
-    }[kind]
-
-
-def _show(report: Report, keep: bool, console: Console) -> None:
-    from rich.table import Table
-
-    console.print()
-    if report.accuracy:
-        table = Table("accuracy of the endpoint", "", "version", box=None, header_style="bold")
-        for when, told in (
-            ("before", "before the drift"),
-            ("during", "during it"),
-            ("after", "after the redeployment"),
-        ):
-            if when in report.accuracy:
-                version = report.versions.get("after" if when == "after" else "before", "")
-                table.add_row(told, f"[bold]{report.accuracy[when]:.1%}[/]", version)
-        console.print(table)
-        console.print(f"({report.windows} windows of {report.device} that were never sent to Kafka)\n")
-    if report.chain:
-        chain = Table("the chain", "id", box=None, header_style="bold")
-        for name in ("drift", "run", "model-registered", "deployed"):
-            if name in report.chain:
-                chain.add_row(name, report.chain[name])
-        console.print(chain, "")
-    steps = Table("step", "seconds", box=None, header_style="bold")
-    for name, seconds in report.seconds.items():
-        steps.add_row(name, f"{seconds:.1f}")
-    console.print(steps)
-    console.print(f"peak memory of the stack: {report.peak_mib:,.0f} MiB\n")
-    if report.closed:
-        console.print("[bold green]The loop closed.[/] A drift was seen, a better model trained, and it is in service.")
-    else:
-        console.print(f"[bold red]The loop did not close:[/] {report.failure}")
-    if keep:
-        console.print(f"\nThe stack is up. Look around:\n  export DRIFTLOOP_HOME={report.home}")
-        for command, meaning in (
-            ("status", "its processes, MLflow's address among them"),
-            ("events", "everything that happened"),
-            ("produce --simulate --drift rotate:90@300", "more readings, another drift"),
-            ("down", "stop it"),
-        ):
-            console.print(f"  driftloop {command:<42} {meaning}")
-    else:
-        console.print(f"\nLogs are in {report.home}/logs. `driftloop demo --keep` leaves everything up to look around.")

@@ -1,0 +1,68 @@
+"""What the demo found, and how it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(slots=True)
+class Report:
+    """What the demo found. accuracy: share of windows whose activity the endpoint named right."""
+
+    closed: bool = False
+    drift: str = ""
+    device: str = ""
+    accuracy: dict[str, float] = field(default_factory=dict)
+    windows: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    chain: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_mib: float = 0.0
+    home: str = ""
+    failure: str | None = None
+
+
+def show(report: Report, keep: bool, console: Console) -> None:
+    """Tables for a person, and where to look next."""
+    console.print()
+    if report.accuracy:
+        table = Table("accuracy of the endpoint", "", "version", box=None, header_style="bold")
+        for when, told in (
+            ("before", "before the drift"),
+            ("during", "during it"),
+            ("after", "after the redeployment"),
+        ):
+            if when in report.accuracy:
+                version = report.versions.get("after" if when == "after" else "before", "")
+                table.add_row(told, f"[bold]{report.accuracy[when]:.1%}[/]", version)
+        console.print(table)
+        console.print(f"({report.windows} windows of {report.device} that were never sent to Kafka)\n")
+    if report.chain:
+        chain = Table("the chain", "id", box=None, header_style="bold")
+        for name in ("drift", "run", "model-registered", "deployed"):
+            if name in report.chain:
+                chain.add_row(name, report.chain[name])
+        console.print(chain, "")
+    steps = Table("step", "seconds", box=None, header_style="bold")
+    for name, seconds in report.seconds.items():
+        steps.add_row(name, f"{seconds:.1f}")
+    console.print(steps)
+    console.print(f"peak memory of the stack: {report.peak_mib:,.0f} MiB\n")
+    if report.closed:
+        console.print("[bold green]The loop closed.[/] A drift was seen, a better model trained, and it is in service.")
+    else:
+        console.print(f"[bold red]The loop did not close:[/] {report.failure}")
+    if keep:
+        console.print(f"\nThe stack is up. Look around:\n  export DRIFTLOOP_HOME={report.home}")
+        for command, meaning in (
+            ("status", "its processes, MLflow's address among them"),
+            ("events", "everything that happened"),
+            ("produce --simulate --drift rotate:90@300", "more readings, another drift"),
+            ("down", "stop it"),
+        ):
+            console.print(f"  driftloop {command:<42} {meaning}")
+    else:
+        console.print(f"\nLogs are in {report.home}/logs. `driftloop demo --keep` leaves everything up to look around.")
