@@ -96,9 +96,8 @@ def shuffled_bouts(recording: Recording, rng: Generator, seconds: tuple[float, f
     for first, last in spans(recording.trials, recording.labels):
         at, end = first + trim, last - trim
         while end - at >= shortest:
-            length = min(end - at, round(rng.uniform(*seconds) * SAMPLE_RATE_HZ))
-            if length >= shortest:
-                bouts.append((at, at + length))
+            length = min(end - at, max(shortest, round(rng.uniform(*seconds) * SAMPLE_RATE_HZ)))
+            bouts.append((at, at + length))
             at += length
     order = shuffled_apart([int(recording.labels[start]) for start, _ in bouts], rng)
     rows = np.concatenate([np.empty(0, np.int64), *(np.arange(*bouts[i]) for i in order)])

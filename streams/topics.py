@@ -15,14 +15,8 @@ from schemas.topology import ACTIVITY, AGENT_STATE, TOPICS, Topic, dead_letters
 from streams.kafka import client_config, is_transient, wait_for_broker
 
 _TIMEOUT_S: Final = 10
-# librdkafka does not mark a broker's own answers to an admin client as retriable.
-_BUSY: Final = {
-    KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.NOT_CONTROLLER,
-    KafkaError.BROKER_NOT_AVAILABLE,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.NETWORK_EXCEPTION,
-}
+# What a controller that moves answers to an admin client; librdkafka does not mark it as retriable.
+_BUSY: Final = {KafkaError.NOT_CONTROLLER, KafkaError.NETWORK_EXCEPTION}
 # Kafka's own table and the dead letters keep the partition of what they came from.
 _SOURCE: Final = {AGENT_STATE.name: ACTIVITY.name} | {dead_letters(topic).name: topic.name for topic in TOPICS}
 

@@ -63,9 +63,9 @@ def test_a_rotation_keeps_every_length_and_every_angle_between_vectors(recording
     for columns in (ACCELERATION, ROTATION, GRAVITY):
         old, new = recording.values[ROW:, columns], drifted.values[ROW:, columns]
         np.testing.assert_allclose(np.linalg.norm(new, axis=1), np.linalg.norm(old, axis=1))
-    old_up = (recording.values[ROW:, ACCELERATION] * recording.values[ROW:, GRAVITY]).sum(1)
-    new_up = (drifted.values[ROW:, ACCELERATION] * drifted.values[ROW:, GRAVITY]).sum(1)
-    np.testing.assert_allclose(new_up, old_up, atol=1e-12)
+    for columns in (ACCELERATION, ROTATION):
+        old, new = ((one.values[ROW:, columns] * one.values[ROW:, GRAVITY]).sum(1) for one in (recording, drifted))
+        np.testing.assert_allclose(new, old, atol=1e-12)
 
 
 def test_a_rotation_turns_by_as_many_degrees_as_it_says(recording):

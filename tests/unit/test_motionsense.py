@@ -30,7 +30,7 @@ def csv(rows, *, start=0.0, names=CHANNEL_NAMES):
 
 
 FILES = {
-    "dws_1/sub_7.csv": csv(100),
+    "dws_11/sub_7.csv": csv(100),
     "wlk_15/sub_7.csv": csv(60, start=2000),
     "ups_3/sub_7.csv": csv(80, start=1000),
     "sit_5/sub_12.csv": csv(50),
@@ -71,12 +71,12 @@ def test_trials_come_in_the_order_performed_with_a_gap_between(folder):
     """A window must not mix the end of one activity with the beginning of another hours later."""
     recording = recordings(folder, [7], 100.0)[0]
     assert recording.ts[0] == 100.0
-    assert [int(recording.trials[start]) for start, _ in spans(recording.trials, recording.labels)] == [1, 3, 15]
-    assert [ACTIVITIES[recording.labels[row]] for row in (0, 100, 180)] == ["dws", "ups", "wlk"]
+    assert [int(recording.trials[start]) for start, _ in spans(recording.trials, recording.labels)] == [3, 11, 15]
+    assert [ACTIVITIES[recording.labels[row]] for row in (0, 80, 180)] == ["ups", "dws", "wlk"]
     steps = np.diff(recording.ts)
-    assert np.flatnonzero(steps > 1).tolist() == [99, 179]
-    np.testing.assert_allclose(np.delete(steps, [99, 179]), 0.02)
-    np.testing.assert_allclose(recording.values[100], 1000 + np.arange(12) / 100)
+    assert np.flatnonzero(steps > 1).tolist() == [79, 179]
+    np.testing.assert_allclose(np.delete(steps, [79, 179]), 0.02)
+    np.testing.assert_allclose(recording.values[80], np.arange(12) / 100)
 
 
 def test_columns_are_found_by_name(tmp_path):
@@ -112,11 +112,11 @@ def test_who_the_people_are_is_known_where_the_file_says_so(folder, archive, bes
 @pytest.mark.filterwarnings("ignore:loadtxt")
 def test_a_damaged_file_is_named(folder, damage, told):
     """Half a download must not train a model."""
-    file = folder / "A_DeviceMotion_data" / "dws_1" / "sub_7.csv"
+    file = folder / "A_DeviceMotion_data" / "dws_11" / "sub_7.csv"
     file.write_text(damage(file.read_text()))
     with pytest.raises(UserError, match=told) as error:
         recordings(folder, [7])
-    assert "dws_1/sub_7.csv" in str(error.value)
+    assert "dws_11/sub_7.csv" in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -137,7 +137,7 @@ def test_what_is_not_there_is_told_with_what_to_do(folder, tmp_path):
     for path, subjects, told in (
         (tmp_path / "nowhere", None, "not there; get A_DeviceMotion_data.zip"),
         (tmp_path / "empty", None, "no <activity>_<trial>"),
-        (folder / "A_DeviceMotion_data" / "dws_1" / "sub_7.csv", None, "neither a folder nor a readable zip"),
+        (folder / "A_DeviceMotion_data" / "dws_11" / "sub_7.csv", None, "neither a folder nor a readable zip"),
         (folder, [7, 8, 9], "no subject 8, 9; choose from 7, 12"),
     ):
         with pytest.raises(UserError, match=told):

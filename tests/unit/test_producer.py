@@ -66,7 +66,7 @@ def test_a_reading_is_flat_json_with_motionsense_names():
 
 def test_a_batch_holds_what_the_single_readings_hold():
     """Which of the two a person chooses must not change what the agent sees."""
-    device = simulate(1, 60, seed=1, start_ts=1.7e9)[0]
+    device = simulate(1, 90, seed=1, start_ts=1.7e9)[0]  # more than is encoded at a time
     one = singles(device)
     many = batches(device, batch=50)
     assert max(len(message.ts) for message in many) == 50

@@ -29,13 +29,15 @@ def test_the_same_seed_and_person_are_always_the_same_readings():
     assert not np.array_equal(alone.values, simulate(1, 20, seed=2, start_ts=0.0, first=3)[0].values)
 
 
-@pytest.mark.parametrize("seconds", [9.0, 77.3, 150.0])
-def test_a_longer_recording_begins_with_the_shorter_one(seconds):
+def test_a_longer_recording_begins_with_the_shorter_one():
     """A demo that plays on must continue what it has played, at the end of a bout as in its middle."""
-    short, long = (simulate(1, length, seed=3, start_ts=5.0)[0] for length in (seconds, 240.0))
-    assert len(short) == round(seconds * 50)
-    np.testing.assert_array_equal(short.values, long.values[: len(short)])
-    np.testing.assert_array_equal(short.labels, long.labels[: len(short)])
+    long = simulate(1, 240, seed=3, start_ts=5.0)[0]
+    (_, first_bout), *_ = spans(long.trials, long.labels)
+    for rows in (450, first_bout - 10, first_bout, first_bout + 10):
+        short = simulate(1, rows / 50, seed=3, start_ts=5.0)[0]
+        assert len(short) == rows
+        np.testing.assert_array_equal(short.values, long.values[:rows])
+        np.testing.assert_array_equal(short.labels, long.labels[:rows])
 
 
 def test_another_session_is_the_same_person_on_another_day():
@@ -43,6 +45,7 @@ def test_another_session_is_the_same_person_on_another_day():
     today, later = (simulate(1, 120, seed=1, start_ts=0.0, session=number)[0] for number in (0, 1))
     assert today.person == later.person
     assert not np.array_equal(today.values, later.values)
+    assert not np.array_equal(today.labels, later.labels)
     first, again = walker(1, 1), walker(1, 1)
     np.testing.assert_array_equal(first.habits["wlk"].shake, again.habits["wlk"].shake)
 
@@ -113,6 +116,8 @@ def test_shuffled_bouts_are_a_day_and_not_a_protocol(recording):
     assert day.ts[0] == recording.ts[0]
     assert min(bouts) >= 8 * 50
     assert max(bouts) <= 45 * 50
+    short = shuffled_bouts(recording, np.random.default_rng(0), seconds=(1.0, 9.0))
+    assert min(end - start for start, end in spans(short.trials, short.labels)) >= 8 * 50
     rows = {row.tobytes() for row in recording.values}
     assert all(row.tobytes() in rows for row in day.values)
     assert not np.array_equal(day.values, recording.values[: len(day)])
@@ -143,3 +148,5 @@ def test_a_recording_is_cut_by_time(recording):
     assert len(part) == 500
     np.testing.assert_array_equal(part.values, recording.values[500:1000])
     assert part.starting_at(3.0).ts[0] == 3.0
+    moved = recording.starting_at(0.0)  # keeps the rounding of 1.7e9
+    assert [moved.row_at(row / 50) for row in range(3000)] == list(range(3000))

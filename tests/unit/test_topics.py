@@ -70,6 +70,7 @@ def test_a_topic_that_takes_less_than_a_dead_letter_needs_is_told():
         (KafkaError.TOPIC_AUTHORIZATION_FAILED, UserError, "grant"),
         (KafkaError.POLICY_VIOLATION, UserError, "refuses"),
         (KafkaError.REQUEST_TIMED_OUT, Retry, "a.drift"),
+        (KafkaError.NOT_CONTROLLER, Retry, "a.drift"),
         (KafkaError._TRANSPORT, Retry, "a.drift"),
     ],
 )
