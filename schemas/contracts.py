@@ -14,7 +14,8 @@ from schemas.activity import REJECT_CLASSES, Reading, ReadingBatch
 from schemas.envelope import encode
 from schemas.events import EVENT_TYPES
 from schemas.examples import EVENTS, READINGS
-from schemas.topology import DEAD_LETTER_TOPICS, TOPICS, Topic
+from schemas.settings import Settings, variable
+from schemas.topology import AGENT_STATE, DEAD_LETTER_TOPICS, TOPICS, Topic
 
 Json = dict[str, Any]
 
@@ -234,3 +235,32 @@ class _Plain(yaml.SafeDumper):
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
+
+
+def topics_table() -> str:
+    """The topics as a Markdown table for the README."""
+    rows = ["| topic | carries | key | from → to | partitions | kept |", "|---|---|---|---|---|---|"]
+    for topic in TOPICS:
+        carries = ", ".join(f"`{cls.__name__}`" for cls in topic.carries) or "raw bytes"
+        if topic is AGENT_STATE:
+            carries = "the agent's state (internal)"
+        way = f"{', '.join(topic.written_by)} → {', '.join(topic.read_by)}"
+        rows.append(f"| `{topic.name}` | {carries} | {topic.key} | {way} | {topic.partitions} | {_kept(topic)} |")
+    return "\n".join(rows) + "\n"
+
+
+def _kept(topic: Topic) -> str:
+    if topic.cleanup == "compact":
+        return "the last of each key"
+    if topic.retention_ms is None:
+        return "as the broker says"
+    return "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // (24 * 3600 * 1000)} days"
+
+
+def settings_table() -> str:
+    """The settings as a Markdown table for the README."""
+    rows = ["| variable | default | meaning |", "|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        default = "" if field.default is None else f"`{field.default}`" if str(field.default) else "empty"
+        rows.append(f"| `{variable(name)}` | {default} | {field.description} |")
+    return "\n".join(rows) + "\n"

@@ -6,12 +6,15 @@ A golden file is what consumers have on their topics already, so one that exists
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
+from typing import Final
 
-from schemas.contracts import generated_files, golden_files
+from schemas.contracts import generated_files, golden_files, settings_table, topics_table
 
 ROOT = Path(__file__).parent.parent
+_TABLES: Final = {"topics": topics_table, "settings": settings_table}
 
 
 def differing(root: Path = ROOT) -> list[str]:
@@ -28,6 +31,8 @@ def differing(root: Path = ROOT) -> list[str]:
         for path in sorted((schemas / "json").glob("*.json"))
         if f"json/{path.name}" not in generated
     ]
+    if _text(root / "README.md") != _readme(root):
+        wrong.append(f"{root / 'README.md'}: its tables are not what the code says; run `make contracts`")
     for name, text in golden_files().items():
         path = _golden_folder(root) / name
         now = _text(path)
@@ -43,6 +48,8 @@ def write(root: Path = ROOT) -> list[Path]:
     schemas, golden = root / "schemas", _golden_folder(root)
     wanted = {schemas / name: text for name, text in generated_files().items()}
     wanted |= {golden / name: text for name, text in golden_files().items() if not (golden / name).exists()}
+    if (readme := _readme(root)) is not None:
+        wanted[root / "README.md"] = readme
     changed = {path: text for path, text in wanted.items() if _text(path) != text}
     for path, text in changed.items():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,6 +67,17 @@ def main(arguments: list[str] | None = None) -> int:
     wrong = differing()
     sys.stderr.writelines(f"{line}\n" for line in wrong)
     return 1 if wrong else 0
+
+
+def _readme(root: Path) -> str | None:
+    """The README with its generated tables as the code says, if there is one."""
+    text = _text(root / "README.md")
+    if text is None:
+        return None
+    for name, table in _TABLES.items():
+        between = re.compile(rf"(?<=<!-- {name} -->\n).*?(?=<!-- /{name} -->)", re.DOTALL)
+        text = between.sub(table().replace("\\", r"\\"), text)
+    return text
 
 
 def _golden_folder(root: Path) -> Path:

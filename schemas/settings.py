@@ -88,6 +88,11 @@ class Settings(BaseSettings):
         return f"http://{self.router_host}:{self.router_port}"
 
 
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return "MLFLOW_TRACKING_URI" if name == "mlflow_tracking_uri" else f"DRIFTLOOP_{name.upper()}"
+
+
 def load_settings(**overrides: Any) -> Settings:
     """Settings from the environment, `.env` and a running stack's addresses.
 
@@ -99,7 +104,7 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        variable = name.upper() if name.upper().startswith(("DRIFTLOOP_", "MLFLOW_")) else f"DRIFTLOOP_{name.upper()}"
+        known = name if name.upper().startswith(("DRIFTLOOP_", "MLFLOW_")) else variable(name)
         raise UserError(
-            f"{variable}={first.get('input')!r}: {first['msg']}; correct it in the environment or in .env"
+            f"{known.upper()}={first.get('input')!r}: {first['msg']}; correct it in the environment or in .env"
         ) from None

@@ -80,10 +80,19 @@ AGENT_STATE: Final = Topic(
 
 
 def dead_letters(topic: Topic) -> Topic:
-    """The dead-letter topic of a consumed topic: raw bytes as received, partitions as its source."""
+    """The dead-letter topic of a consumed topic: raw bytes as received, partitions as its source.
+
+    The first reader judges what it reads; others skip what it has rejected.
+    """
     name = f"{topic.name}.dlq"
     return Topic(
-        name, "as received", (), topic.read_by, ("operators",), topic.partitions, max_message_bytes=DEAD_LETTER_BYTES
+        name,
+        "as received",
+        (),
+        topic.read_by[:1],
+        ("operators",),
+        topic.partitions,
+        max_message_bytes=DEAD_LETTER_BYTES,
     )
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FINDING = 1
 WRONG_USE = 2
+BROKER_S = 10.0
 
 app = typer.Typer(
     name="driftloop",
@@ -55,7 +56,7 @@ def main() -> None:
         sys.exit(130)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     print(f"driftloop: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
@@ -75,7 +76,7 @@ def _settings() -> Settings:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -129,9 +130,9 @@ def topics_create(as_json: AsJson = False) -> None:
     from streams import topics
 
     settings = _settings()
-    made = topics.create(settings)
+    made = topics.create(settings, stopping=_after(BROKER_S))
     _report(made, as_json, "created {}", "every topic was there already")
-    raise typer.Exit(FINDING if _problems(topics.check(settings), as_json=False) else 0)
+    raise typer.Exit(FINDING if _problems(topics.check(settings, stopping=_after(BROKER_S)), as_json=False) else 0)
 
 
 @topics_app.command("check")
@@ -139,7 +140,13 @@ def topics_check(as_json: AsJson = False) -> None:
     """Compare the topics with the topology. Exit code 1 if anything is wrong."""
     from streams import topics
 
-    raise typer.Exit(FINDING if _problems(topics.check(_settings()), as_json) else 0)
+    raise typer.Exit(FINDING if _problems(topics.check(_settings(), stopping=_after(BROKER_S)), as_json) else 0)
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    """True from so many seconds on: a person at a prompt does not wait for a broker as long as a process does."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
 
 
 def _report(items: list[str], as_json: bool, form: str, nothing: str) -> None:
@@ -309,7 +316,7 @@ def doctor(as_json: AsJson = False) -> None:
 @config_app.command("show")
 def config_show(as_json: AsJson = False) -> None:
     """Settings in force, secrets redacted."""
-    from schemas.settings import Settings
+    from schemas.settings import Settings, variable
 
     settings = _settings()
     values = settings.model_dump(mode="json")
@@ -320,9 +327,8 @@ def config_show(as_json: AsJson = False) -> None:
 
     table = Table("setting", "value", "meaning", box=None, header_style="bold")
     for name, field in Settings.model_fields.items():
-        variable = "MLFLOW_TRACKING_URI" if name == "mlflow_tracking_uri" else f"DRIFTLOOP_{name.upper()}"
         value = values[name]
-        table.add_row(variable, "" if value is None else str(value), field.description)
+        table.add_row(variable(name), "" if value is None else str(value), field.description)
     _console().print(table)
 
 
