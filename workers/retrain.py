@@ -22,7 +22,7 @@ from streams.current_model import CurrentModel
 from streams.eventlog import read_events
 from workers.health import Health
 from workers.jobs import Done, Job, JobLoop, Output
-from workers.retrain_job import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Declined, Result, Task
+from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Declined, Result, Task
 from workers.startup import begin, now, stop_on_signals, wait_for_topics
 
 log = structlog.get_logger()

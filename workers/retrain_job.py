@@ -12,90 +12,25 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 import numpy as np
 import structlog
-from numpy.typing import NDArray
 
-from schemas.activity import ACTIVITIES, ROTATION
+from schemas.activity import ACTIVITIES
 from schemas.errors import Retry, UserError
-from schemas.events import (
-    CandidateScore,
-    ChampionScore,
-    DriftDetected,
-    ModelRegistered,
-    OffsetRange,
-    TrainingWindow,
-)
+from schemas.events import CandidateScore, ChampionScore, ModelRegistered
 from schemas.settings import Settings, load_settings
 from streams.features import FEATURES, FEATURES_WITHOUT_ROTATION, features
-from streams.replay import Replayed, WindowExpired, end_ranges, replay
-from streams.windows import NO_LABEL, Floats, Ints
+from streams.replay import Replayed, WindowExpired
+from streams.windows import Floats, Ints
+from workers.dataset import Piece, all_have_rotation, anchors, collect, piece_of
 from workers.logs import configure_logging
+from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Decline, Declined, Result, Task
 
 log = structlog.get_logger()
-
-RETRY_EXIT: Final = 75  # EX_TEMPFAIL
-TASK, RESULT, PHASE = "task.json", "result.json", "phase"
-_POLL_S: Final = 1.5
-
-
-class Champion(msgspec.Struct):
-    """The version to beat."""
-
-    version: str
-    digest: str
-
-
-class Task(msgspec.Struct):
-    """What to train. drift: the event that asks for it, null for the first model; previous: windows that earlier
-    versions learned from, oldest first, which are the anchor now.
-    """
-
-    event_id: str
-    drift: DriftDetected | None = None
-    champion: Champion | None = None
-    previous: list[TrainingWindow] = []
-
-
-class Declined(msgspec.Struct):
-    """Why nothing was registered."""
-
-    outcome: str
-    reason: str
-    detail: str
-    numbers: dict[str, float] = {}
-
-
-class Result(msgspec.Struct):
-    """What came of a task: exactly one of the two."""
-
-    registered: ModelRegistered | None = None
-    declined: Declined | None = None
-
-
-class _Decline(Exception):
-    def __init__(self, outcome: str, reason: str, detail: str, **numbers: float) -> None:
-        super().__init__(detail)
-        self.declined = Declined(outcome, reason, detail, numbers)
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Labelled windows of one training window, split once and for all: the same seed splits them the same again.
-
-    values: (n, 128, 12). labels: (n,) activity codes. bouts: (n,). train, held_out: (n,) masks.
-    """
-
-    values: Floats
-    labels: Ints
-    bouts: Ints
-    train: NDArray[np.bool_]
-    held_out: NDArray[np.bool_]
 
 
 def run(task: Task, settings: Settings, folder: Path) -> Result:
@@ -109,52 +44,12 @@ def run(task: Task, settings: Settings, folder: Path) -> Result:
         return Result(registered=known)
     registry.close_unfinished(client, settings.model, task.event_id)
     try:
-        recent = _collect(task, settings, folder)
+        recent = collect(task.drift, settings, lambda text: _say(folder, text))
         return _train(task, settings, recent, client, folder)
-    except _Decline as decline:
+    except Decline as decline:
         return Result(declined=decline.declined)
     except WindowExpired as expired:
         return Result(declined=Declined("not-trained", "window-expired", str(expired)))
-
-
-def _collect(task: Task, settings: Settings, folder: Path) -> Replayed:
-    """The drifted device's readings since the change, or everything for the first model, once there are enough."""
-    drift = task.drift
-    deadline = time.monotonic() + settings.collect_seconds
-    wanted = settings.first_windows if drift is None else settings.recent_windows
-    activities = 2 if drift is None else settings.recent_activities
-    seen: Sequence[OffsetRange] = ()
-    labelled, kinds = 0, 0
-    while True:
-        ranges = _ranges_since(drift, settings)
-        if ranges != seen:
-            seen = ranges
-            found = replay(settings, ranges, None if drift is None else drift.device)
-            labels = np.concatenate([np.empty(0, np.int64), *(part.labels for part in found.windows.values())])
-            labels = labels[labels != NO_LABEL]
-            labelled, kinds = len(labels), len(np.unique(labels))
-            (folder / PHASE).write_text(f"collecting: {labelled} of {wanted} labelled windows, {kinds} activities")
-            if labelled >= wanted and kinds >= activities:
-                log.info("window.pinned", ranges=str(ranges), windows=labelled, activities=kinds)
-                return found
-        if drift is not None and time.monotonic() > deadline:
-            reason = "too-few-rows" if labelled else "no-labels"
-            raise _Decline(
-                "not-trained",
-                reason,
-                f"{labelled} of {wanted} labelled windows of {kinds} of {activities} activities came within "
-                f"{settings.collect_seconds:g} s of the drift",
-                windows=labelled,
-                activities=kinds,
-            )
-        time.sleep(_POLL_S)
-
-
-def _ranges_since(drift: DriftDetected | None, settings: Settings) -> list[OffsetRange]:
-    if drift is None:
-        return end_ranges(settings)
-    partition, start = drift.change_position.partition, drift.change_position.offset
-    return [OffsetRange(partition, start, max(start, end_ranges(settings, [partition])[0].end))]
 
 
 def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder: Path) -> Result:
@@ -164,12 +59,12 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
     from workers.figures import confusion_figure, feature_figure
     from workers.training import Labelled, candidates, fit_all, training_set
 
-    (folder / PHASE).write_text("training")
+    _say(folder, "training")
     begun = time.monotonic()
     seed = (int(task.event_id[:8], 16) + settings.training_seed) % 2**31
-    now = _piece(recent, settings)
-    before = [_piece(replayed, settings) for replayed in _anchors(task, settings)]
-    names = FEATURES if _all_have_rotation([now, *before]) else FEATURES_WITHOUT_ROTATION
+    now = piece_of(recent, settings)
+    before = [piece_of(replayed, settings) for replayed in anchors(task.previous, settings)]
+    names = FEATURES if all_have_rotation([now, *before]) else FEATURES_WITHOUT_ROTATION
     held_recent = features(now.values[now.held_out], names), now.labels[now.held_out]
     held_anchor = _stacked(
         [(features(piece.values[piece.held_out], names), piece.labels[piece.held_out]) for piece in before]
@@ -205,7 +100,7 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
     for name, error in failures.items():
         log.warning("candidate.failed", name=name, error=error)
     if not fitted:
-        raise _Decline("failed", "training-failed", f"no candidate could be trained: {failures}")
+        raise Decline("failed", "training-failed", f"no candidate could be trained: {failures}")
 
     def score(pipeline: Any) -> Scores:
         recent_f1 = macro_f1(held_recent[1], _predicted(pipeline, held_recent[0]))
@@ -257,7 +152,7 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
         registry.record_rejected(training, settings.model)
         numbers |= _numbers("challenger", scores[best.name])
         numbers |= {} if champion is None else _numbers("champion", champion)
-        raise _Decline("rejected", verdict.reason, verdict.detail, **numbers)
+        raise Decline("rejected", verdict.reason, verdict.detail, **numbers)
     draft = ModelRegistered(
         model=settings.model,
         version="0",
@@ -281,39 +176,9 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
         digest="",
         caused_by=[] if task.drift is None else [task.event_id],
     )
-    (folder / PHASE).write_text("registering")
+    _say(folder, "registering")
     winner = registry.Winner(best.pipeline, names, held_recent[0])
     return Result(registered=registry.register(client, settings.model, training, winner, draft))
-
-
-def _anchors(task: Task, settings: Settings) -> list[Replayed]:
-    """What earlier versions learned from, as far as the topic still holds it."""
-    found = []
-    for window in task.previous:
-        try:
-            found.append(replay(settings, window.ranges, window.device))
-        except WindowExpired as expired:
-            log.warning("anchor.expired", detail=str(expired))
-    if task.previous and not found:
-        raise _Decline("not-trained", "window-expired", "retention has deleted all that earlier versions learned from")
-    return found
-
-
-def _piece(replayed: Replayed, settings: Settings) -> Piece:
-    from workers.evaluation import split
-    from workers.training import bouts_of
-
-    parts = {name: windows.chosen(windows.labels != NO_LABEL) for name, windows in sorted(replayed.windows.items())}
-    values = np.concatenate([part.values for part in parts.values()])
-    labels = np.concatenate([part.labels for part in parts.values()])
-    starts = np.concatenate([part.start for part in parts.values()])
-    devices = np.repeat(np.array(list(parts)), [len(part) for part in parts.values()])
-    chosen = split(labels, devices, starts, settings.training_seed)
-    return Piece(values, labels, bouts_of(labels, devices, starts), chosen.train, chosen.held_out)
-
-
-def _all_have_rotation(pieces: Sequence[Piece]) -> bool:
-    return not any(np.isnan(piece.values[:, :, ROTATION]).any() for piece in pieces)
 
 
 def _stacked(parts: Sequence[tuple[Floats, Ints]]) -> tuple[Floats, Ints]:
@@ -357,7 +222,7 @@ def _decline_if_unhurt(scores: Any, champion: Champion, settings: Settings) -> N
     if scores is None or scores.recent is None or scores.anchor is None:
         return
     if scores.recent >= scores.anchor - settings.promote_margin:
-        raise _Decline(
+        raise Decline(
             "not-needed",
             "champion-unhurt",
             f"version {champion.version} scores {scores.recent:.3f} on drifted windows, {scores.anchor:.3f} before",
@@ -383,6 +248,10 @@ def _rounded(score: float | None) -> float | None:
     return None if score is None else round(score, 4)
 
 
+def _say(folder: Path, phase: str) -> None:
+    (folder / PHASE).write_text(phase)
+
+
 def _end_with_parent() -> None:
     """End when the worker that started us is gone: it holds the other end of stdin."""
 
@@ -405,7 +274,7 @@ def main(folder: Path) -> int:
         result = run(task, settings, folder)
     except (Retry, UserError) as error:
         log.warning("training.retry", error=str(error))
-        (folder / PHASE).write_text(str(error))
+        _say(folder, str(error))
         return RETRY_EXIT
     (folder / RESULT).write_bytes(msgspec.json.encode(result))
     return 0

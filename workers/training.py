@@ -30,6 +30,7 @@ MAX_TURN_DEGREES: Final = 100.0
 
 Candidate = tuple[str, Pipeline]
 Mask = NDArray[np.bool_]
+Labels = Ints | NDArray[np.str_]
 
 
 def candidates(seed: int) -> list[Candidate]:
@@ -145,8 +146,8 @@ def training_set(
     return table, code, weights(code, is_recent, share)
 
 
-def fit(pipeline: Pipeline, table: Floats, labels: Ints, weight: Floats, seed: int) -> Pipeline:
-    """The pipeline, fitted in place to features (n, k), labels (n,) and weights (n,).
+def fit(pipeline: Pipeline, table: Floats, labels: Labels, weight: Floats, seed: int) -> Pipeline:
+    """The pipeline, fitted in place to features (n, k), labels (n,), codes or names, and weights (n,).
 
     k nearest neighbours has no weights of its own, so it learns from n rows drawn with replacement by weight.
     """
@@ -169,7 +170,7 @@ class Fitted:
 def fit_all(
     untrained: Sequence[Candidate],
     table: Floats,
-    labels: Ints,
+    labels: Labels,
     weight: Floats,
     *,
     seed: int,

@@ -1,0 +1,115 @@
+"""The labelled windows of a retraining: waited for, read back from `activity`, and split into train and held out.
+
+A training window is pinned as offset ranges, so that the next training finds the same windows in it and, with the
+same seed, the same ones held out: no model is ever scored on what it or its champion has learned from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from schemas.activity import ROTATION
+from schemas.events import DriftDetected, OffsetRange, TrainingWindow
+from schemas.settings import Settings
+from streams.replay import Replayed, WindowExpired, end_ranges, replay
+from streams.windows import NO_LABEL, Floats, Ints
+from workers.retrain_task import Decline
+
+log = structlog.get_logger()
+
+_POLL_S: Final = 1.5
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Labelled windows of one training window, split once and for all: the same seed splits them the same again.
+
+    values: (n, 128, 12). labels: (n,) activity codes. bouts: (n,). train, held_out: (n,) masks.
+    """
+
+    values: Floats
+    labels: Ints
+    bouts: Ints
+    train: NDArray[np.bool_]
+    held_out: NDArray[np.bool_]
+
+
+def collect(drift: DriftDetected | None, settings: Settings, say: Callable[[str], None]) -> Replayed:
+    """The drifted device's readings since the change, or everything for the first model, once there are enough.
+
+    Raises Decline if they do not come in time, WindowExpired or Retry as `replay` does.
+    """
+    deadline = time.monotonic() + settings.collect_seconds
+    wanted = settings.first_windows if drift is None else settings.recent_windows
+    activities = 2 if drift is None else settings.recent_activities
+    seen: Sequence[OffsetRange] = ()
+    labelled, kinds = 0, 0
+    while True:
+        ranges = _ranges_since(drift, settings)
+        if ranges != seen:
+            seen = ranges
+            found = replay(settings, ranges, None if drift is None else drift.device)
+            labels = np.concatenate([np.empty(0, np.int64), *(part.labels for part in found.windows.values())])
+            labels = labels[labels != NO_LABEL]
+            labelled, kinds = len(labels), len(np.unique(labels))
+            say(f"collecting: {labelled} of {wanted} labelled windows, {kinds} activities")
+            if labelled >= wanted and kinds >= activities:
+                log.info("window.pinned", ranges=str(ranges), windows=labelled, activities=kinds)
+                return found
+        if drift is not None and time.monotonic() > deadline:
+            reason = "too-few-rows" if labelled else "no-labels"
+            raise Decline(
+                "not-trained",
+                reason,
+                f"{labelled} of {wanted} labelled windows of {kinds} of {activities} activities came within "
+                f"{settings.collect_seconds:g} s of the drift",
+                windows=labelled,
+                activities=kinds,
+            )
+        time.sleep(_POLL_S)
+
+
+def _ranges_since(drift: DriftDetected | None, settings: Settings) -> list[OffsetRange]:
+    if drift is None:
+        return end_ranges(settings)
+    partition, start = drift.change_position.partition, drift.change_position.offset
+    return [OffsetRange(partition, start, max(start, end_ranges(settings, [partition])[0].end))]
+
+
+def anchors(previous: Sequence[TrainingWindow], settings: Settings) -> list[Replayed]:
+    """What earlier versions learned from, as far as the topic still holds it. Raises Decline if it holds nothing."""
+    found = []
+    for window in previous:
+        try:
+            found.append(replay(settings, window.ranges, window.device))
+        except WindowExpired as expired:
+            log.warning("anchor.expired", detail=str(expired))
+    if previous and not found:
+        raise Decline("not-trained", "window-expired", "retention has deleted all that earlier versions learned from")
+    return found
+
+
+def piece_of(replayed: Replayed, settings: Settings) -> Piece:
+    """The labelled windows of what was read, split."""
+    from workers.evaluation import split
+    from workers.training import bouts_of
+
+    parts = {name: windows.chosen(windows.labels != NO_LABEL) for name, windows in sorted(replayed.windows.items())}
+    values = np.concatenate([part.values for part in parts.values()])
+    labels = np.concatenate([part.labels for part in parts.values()])
+    starts = np.concatenate([part.start for part in parts.values()])
+    devices = np.repeat(np.array(list(parts)), [len(part) for part in parts.values()])
+    chosen = split(labels, devices, starts, settings.training_seed)
+    return Piece(values, labels, bouts_of(labels, devices, starts), chosen.train, chosen.held_out)
+
+
+def all_have_rotation(pieces: Sequence[Piece]) -> bool:
+    """Whether every reading of them came with rotationRate."""
+    return not any(np.isnan(piece.values[:, :, ROTATION]).any() for piece in pieces)
