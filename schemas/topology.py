@@ -84,9 +84,8 @@ def dead_letters(topic: Topic) -> Topic:
 
     The first reader judges what it reads; others skip what it has rejected.
     """
-    name = f"{topic.name}.dlq"
     return Topic(
-        name,
+        f"{topic.name}.dlq",
         "as received",
         (),
         topic.read_by[:1],

@@ -61,8 +61,8 @@ def run_demo(settings: Settings, *, data: Path | None, keep: bool, as_json: bool
     demo = _Demo(script, report, home, console)
     try:
         demo.run(bool(data))
-    except (Retry, UserError) as error:
-        report.failure = str(error)
+    except (Retry, UserError, httpx.HTTPError) as error:
+        report.failure = str(error).splitlines()[0]
     finally:
         if not keep:
             console.print("stopping")

@@ -1,0 +1,117 @@
+"""The whole loop as a stranger runs it: `driftloop demo`, on a real Kafka and a real MLflow server."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from deploy.local import orphans
+
+MOTIONSENSE = Path(
+    os.environ.get("DRIFTLOOP_MOTIONSENSE", Path(__file__).parents[3] / "shared" / "data" / "motionsense")
+)
+DRIFTLOOP = [sys.executable, "-m", "workers.cli"]
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def environment(home):
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("DRIFTLOOP_", "MLFLOW_"))}
+    return ours | {"DRIFTLOOP_HOME": str(home)}
+
+
+def demo(home, *arguments):
+    return subprocess.Popen(
+        [*DRIFTLOOP, "demo", "--json", *arguments],
+        env=environment(home),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process):
+    """The report and what was said on the way."""
+    out, err = process.communicate(timeout=500)
+    print(err)
+    assert process.returncode == 0, f"{err}\n{out}"
+    return json.loads(out)
+
+
+def events(home, topic):
+    said = subprocess.run(
+        [*DRIFTLOOP, "events", topic, "--json"], env=environment(home), capture_output=True, text=True, check=True
+    )
+    return [json.loads(line) for line in said.stdout.splitlines()]
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A home whose stack is taken down whatever happens."""
+    yield tmp_path
+    subprocess.run([*DRIFTLOOP, "down"], env=environment(tmp_path / "demo"), capture_output=True, check=False)
+    assert orphans.marked((tmp_path / "demo").resolve()) == []
+
+
+def assert_closed(report):
+    accuracy = report["accuracy"]
+    assert report["closed"]
+    assert accuracy["during"] < accuracy["before"] - 0.05, "the drift has to hurt, or nothing was shown"
+    assert accuracy["after"] >= accuracy["before"] - 0.05
+    assert set(report["chain"]) == {"drift", "run", "model-registered", "deployed"}
+
+
+def test_the_loop_closes_on_simulated_readings_and_leaves_nothing_behind(home):
+    """The first thing a stranger runs: it must work without anything but Python."""
+    assert_closed(finished(demo(home)))
+    assert orphans.marked((home / "demo").resolve()) == []
+
+
+def test_the_loop_closes_on_recordings_of_real_people(home):
+    """Synthetic people are easier than real ones; the loop is for real ones."""
+    if not MOTIONSENSE.exists():
+        pytest.skip(f"no MotionSense recordings at {MOTIONSENSE}; set DRIFTLOOP_MOTIONSENSE")
+    assert_closed(finished(demo(home, "--data", str(MOTIONSENSE / "A_DeviceMotion_data.zip"))))
+
+
+def test_workers_killed_in_the_middle_come_back_and_the_loop_closes_once(home):
+    """A process dies at night: the supervisor restarts it, nothing is lost and nothing is done twice."""
+    process = demo(home, "--keep")
+    chance = random.Random(11)
+    killed = {"agent": 0, "retrain": 0, "deploy": 0}
+    while process.poll() is None:
+        time.sleep(3)
+        for worker in workers(home / "demo"):
+            if killed[worker.name] < 2 and chance.random() < 0.5:
+                worker.process.kill()
+                killed[worker.name] += 1
+    report = finished(process)
+    assert_closed(report)
+    assert min(killed.values()) >= 1, killed
+    kept = home / "demo"
+    for_drift = [
+        each for each in events(kept, "model-registered") if report["chain"]["drift"] in each["data"]["caused_by"]
+    ]
+    assert len(for_drift) == 1
+    deployed = events(kept, "deployed")
+    assert len({each["id"] for each in deployed}) == len(deployed)
+    assert [each["data"]["version"] for each in deployed] == sorted({each["data"]["version"] for each in deployed})
+
+
+def workers(home):
+    """The agent, retrain and deploy processes, without the children that they have."""
+    found = []
+    for each in orphans.marked(home.resolve()):
+        try:
+            command = each.process.cmdline()
+        except psutil.Error:
+            continue
+        if command[-2:-1] == ["run"] and each.name in ("agent", "retrain", "deploy"):
+            found.append(each)
+    return found
