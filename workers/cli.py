@@ -227,18 +227,26 @@ def _recordings(
     start = float(int(time.time()))
     if data is None:
         played = simulate(devices, seconds, seed, start)
-        spare = simulate(1, seconds, seed, start, first=devices + 1)
     else:
         played = recordings(data, parse_subjects(subjects) if subjects else None, start)
-        spare = played[1:]
+
+    def other(person: str | None, device: str) -> Recording | None:
+        """Who takes a device over in a `subject` drift: the person named, or anyone else."""
+        if data is None:
+            number = int(person) if person and person.isdigit() else devices + 1
+            return simulate(1, seconds, seed, start, first=number)[0]
+        if person is not None:
+            return recordings(data, parse_subjects(person), start)[0]
+        return next((each for each in played if each.device != device), None)
+
     names = {recording.device for recording in played}
     for item in wanted:
         if item.device is not None and item.device not in names:
             raise UserError(f"--drift names {item.device}, which does not play; there are {', '.join(sorted(names))}")
         for index, recording in enumerate(played):
             if item.device in (None, recording.device):
-                other = next((person for person in [*spare, *played] if person.device != recording.device), None)
-                played[index] = apply(recording, item, np.random.default_rng([seed, index]), other)
+                taker = other(item.person, recording.device) if item.kind == "subject" else None
+                played[index] = apply(recording, item, np.random.default_rng([seed, index]), taker)
     return played
 
 
