@@ -76,7 +76,8 @@ def _settings() -> Settings:
 def _console() -> Console:
     from rich.console import Console
 
-    return Console(highlight=False, soft_wrap=True)
+    # A pipe or a file gets each event as one line.
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 @app.command()
@@ -112,9 +113,9 @@ def status(as_json: AsJson = False) -> None:
     """Every process of the stack and how it is. Exit code 1 if any is not well."""
     from dataclasses import asdict
 
-    from workers.stack import stack, table, well
+    from workers.stack import processes, table, well
 
-    found = stack(_settings()).status()
+    found = processes(_settings())
     if as_json:
         print(json.dumps([asdict(each) for each in found]))
     elif not found:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -57,8 +60,10 @@ def show(report: Report, keep: bool, console: Console) -> None:
         console.print(f"[bold red]The loop did not close:[/] {report.failure}")
     if keep:
         console.print(f"\nThe stack is up. Look around:\n  export DRIFTLOOP_HOME={report.home}")
+        if shutil.which("driftloop") is None:
+            console.print(f"  export PATH={Path(sys.executable).parent}:$PATH")
         for command, meaning in (
-            ("status", "its processes, MLflow's address among them"),
+            ("status", "its processes; the endpoint is at the router's address"),
             ("events", "everything that happened"),
             ("produce --simulate --drift rotate:90@300", "more readings, another drift"),
             ("down", "stop it"),

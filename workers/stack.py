@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from rich.table import Table
 
@@ -35,6 +36,14 @@ def start(settings: Settings, say: Callable[[str], None], environment: Mapping[s
     for name in topics.create(found):
         say(f"created topic {name}")
     return found
+
+
+def processes(settings: Settings) -> list[ProcessStatus]:
+    """Every process of the stack; the router with the stable address that it serves."""
+    return [
+        replace(each, address=settings.router_url) if each.name == "router" and settings.router_port else each
+        for each in stack(settings).status()
+    ]
 
 
 def well(found: Sequence[ProcessStatus]) -> bool:
