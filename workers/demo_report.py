@@ -58,6 +58,10 @@ def show(report: Report, keep: bool, console: Console) -> None:
         console.print("[bold green]The loop closed.[/] A drift was seen, a better model trained, and it is in service.")
     else:
         console.print(f"[bold red]The loop did not close:[/] {report.failure}")
+    _say_where_to_look(report, keep, console)
+
+
+def _say_where_to_look(report: Report, keep: bool, console: Console) -> None:
     if keep:
         console.print(f"\nThe stack is up. Look around:\n  export DRIFTLOOP_HOME={report.home}")
         if shutil.which("driftloop") is None:
