@@ -7,6 +7,7 @@ sensor's mistake and a detector that never fires again.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
@@ -30,13 +31,21 @@ from streams.windows import LABEL_CODES, Floats, Readings, complete_gravity
 
 # A clock that is ahead would make every later reading of the device look old.
 MAX_AHEAD_S: Final = 24 * 3600.0
+# The end of year 9999: later times cannot be written as a date, and a record's own timestamp is its sender's to choose.
+MAX_TS: Final = 253_402_300_799.0
+# A sender that is not sure sends its last message again: as many readings are known again as one message may hold.
+KNOWN_READINGS: Final = MAX_READINGS_PER_MESSAGE
 
 _LOW: Final = np.array([channel.low for channel in CHANNELS])
 _HIGH: Final = np.array([channel.high for channel in CHANNELS])
 _REQUIRED: Final = np.array([channel.required for channel in CHANNELS])
+_ODD: Final = np.random.default_rng(0).integers(1, 2**63, len(CHANNELS) + 1, dtype=np.uint64) | np.uint64(1)
 _channels: Final = attrgetter(*map(field_of, CHANNEL_NAMES))
 _decode_reading: Final = msgspec.json.Decoder(Reading).decode
 _decode_batch: Final = msgspec.json.Decoder(ReadingBatch).decode
+
+
+Prints = NDArray[np.uint32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +80,15 @@ class Decoded:
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """What came through: readings in event-time order, what did not, and how many duplicates were dropped."""
+    """What came through: readings in event-time order, what did not, and how many duplicates were dropped.
+
+    known: the device's next `known`.
+    """
 
     readings: Readings
     rejections: list[Rejection]
     duplicates: int
+    known: Prints
 
 
 def decode(record: Record) -> Reading | ReadingBatch:
@@ -100,6 +113,9 @@ def decode(record: Record) -> Reading | ReadingBatch:
 
 def _decode_slowly(value: bytes) -> Reading | ReadingBatch:
     """A batch, or what is wrong with the value; Python's json reads the NaN, Infinity and 1e999 that JSON forbids."""
+    encoding = json.detect_encoding(value)  # a byte order mark, or UTF-16 and UTF-32 by where their zeros are
+    if encoding != "utf-8":
+        raise Reject("encoding", f"looks like {encoding}; send UTF-8 without a byte order mark")
     try:
         return _decode_batch(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -108,21 +124,28 @@ def _decode_slowly(value: bytes) -> Reading | ReadingBatch:
         plain = json.loads(value.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise Reject("encoding", f"not UTF-8: {error.reason} at byte {error.start}") from None
-    except (json.JSONDecodeError, RecursionError, ValueError) as error:
-        if value.startswith(b"\xef\xbb\xbf"):
-            raise Reject("encoding", "begins with a byte order mark; send plain UTF-8") from None
+    except (json.JSONDecodeError, RecursionError) as error:
         raise Reject("syntax", f"not JSON: {error}") from None
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        raise Reject("out-of-range", "a number of thousands of digits") from None
     if not isinstance(plain, dict):
         raise Reject("schema", f"expected an object, got {type(plain).__name__}")
     _check_lengths(plain)
+    message: Reading | ReadingBatch
     try:
         if isinstance(plain.get("ts"), list):
-            return msgspec.convert(plain, ReadingBatch)
-        return msgspec.convert(plain, Reading)
+            message = msgspec.convert(plain, ReadingBatch)
+        else:
+            message = msgspec.convert(plain, Reading)
     except msgspec.ValidationError as error:
-        raise Reject("schema", str(error)) from None
-    except OverflowError:
-        raise Reject("out-of-range", "a number is too large for a float") from None
+        reason = str(error)
+        raise Reject("out-of-range" if reason.startswith("Number out of range") else "schema", reason) from None
+    except UnicodeEncodeError:  # msgspec looks at a string, to compare it or to tell what it is instead
+        raise Reject("encoding", "a string holds half a surrogate pair, which no UTF-8 can carry") from None
+    for name in ("weight", "height", "age"):
+        if not math.isfinite(getattr(message, name) or 0.0):
+            raise Reject("not-finite", name)
+    return message
 
 
 def _check_lengths(plain: dict[str, Any]) -> None:
@@ -153,11 +176,16 @@ def add(decoded: Decoded, message: Reading | ReadingBatch, source: int) -> None:
     decoded.source += [source] * count
 
 
-def check(decoded: Decoded, records: Sequence[Record], last_ts: float, recent: Readings) -> Passed:
-    """The readings that may be used, given the device's last accepted event time and its buffered readings.
+def nothing_known() -> Prints:
+    """The `known` of a device that has sent nothing yet."""
+    return np.empty(0, np.uint32)
 
-    A reading not later than one already accepted is dropped as a duplicate if `recent` or this run holds the same
-    values at that time, and rejected as out-of-order otherwise.
+
+def accept(decoded: Decoded, records: Sequence[Record], last_ts: float, known: Prints) -> Passed:
+    """The readings that may be used, given the device's last accepted event time and its last readings' fingerprints.
+
+    A reading not later than one already accepted is dropped as a duplicate if it is one of the KNOWN_READINGS accepted
+    before it, time and values, and rejected as out-of-order otherwise. Which of both does not depend on the runs.
     """
     ts = np.array(decoded.ts, np.float64)
     given = np.array([[value is not None for value in row] for row in decoded.rows], bool)
@@ -175,25 +203,41 @@ def check(decoded: Decoded, records: Sequence[Record], last_ts: float, recent: R
             rejections[source] = Rejection(records[source], reject_class, reason)
 
     good = _finite_and_in_range(ts, values, given, decoded, records, reject)
-    values = complete_gravity(values)
+    prints = _prints(ts, values)
     # Later than every good reading before it: the running maximum over good readings is the last accepted time.
     highest = np.maximum.accumulate(np.concatenate([[last_ts], np.where(good, ts, -np.inf)]))[:-1]
     fresh = good & (ts > highest)
     duplicates = 0
     stale = np.flatnonzero(good & ~fresh)
+    accepted = np.concatenate([known, prints[fresh]])
     if len(stale):
-        known = dict(zip(recent.ts.tolist(), recent.values, strict=True))
-        known |= {float(ts[row]): values[row] for row in np.flatnonzero(fresh)}
+        before = len(known) + np.cumsum(fresh)
         for row in stale.tolist():
-            same = known.get(float(ts[row]))
-            if same is not None and np.array_equal(same, values[row], equal_nan=True):
+            end = int(before[row])
+            if (accepted[max(0, end - KNOWN_READINGS) : end] == prints[row]).any():
                 duplicates += 1
             else:
                 reject(row, "out-of-order", f"ts {ts[row]:.3f} is not after {highest[row]:.3f}, already accepted")
-    readings = Readings(ts[fresh], values[fresh], labels[fresh], offsets[fresh])
+    readings = Readings(ts[fresh], complete_gravity(values[fresh]), labels[fresh], offsets[fresh])
     return Passed(
-        readings, [_counted(rejections[source], also.get(source, 0)) for source in sorted(rejections)], duplicates
+        readings,
+        [_counted(rejections[source], also.get(source, 0)) for source in sorted(rejections)],
+        duplicates,
+        accepted[-KNOWN_READINGS:],
     )
+
+
+def check(decoded: Decoded, records: Sequence[Record], last_ts: float, _: Readings) -> Passed:
+    """`accept` without a device's history, as the serving app asks for it."""
+    return accept(decoded, records, last_ts, nothing_known())
+
+
+def _prints(ts: Floats, values: Floats) -> Prints:
+    """(n,) 32 bits that tell a reading from a device's others; only a late one is ever looked up (multiply-shift)."""
+    columns = np.column_stack([ts, np.where(np.isnan(values), 1e9, values)]) + 0.0  # -0.0 is 0.0
+    bits = columns.view(np.uint64)
+    mixed: NDArray[np.uint64] = ((bits ^ (bits >> np.uint64(29))) * _ODD).sum(1, dtype=np.uint64)
+    return (mixed >> np.uint64(32)).astype(np.uint32)
 
 
 def _finite_and_in_range(
@@ -206,7 +250,7 @@ def _finite_and_in_range(
     good: NDArray[np.bool_] = np.isfinite(ts) & (inside | (absent & ~_REQUIRED)).all(1)
     stamps = [records[index].timestamp for index in decoded.source]
     limit = np.array([np.inf if stamp is None else stamp + MAX_AHEAD_S for stamp in stamps])
-    good &= (ts <= limit) & (ts >= 0)
+    good &= (ts <= np.minimum(limit, MAX_TS)) & (ts >= 0)
     for row in np.flatnonzero(~good).tolist():
         bad_value = np.flatnonzero(given[row] & ~finite[row])
         out = np.flatnonzero(given[row] & finite[row] & ~inside[row])
@@ -223,7 +267,7 @@ def _finite_and_in_range(
                 f"{channel.name} {value:g} is not in {channel.low:g} to {channel.high:g} {channel.unit}",
             )
         else:
-            reject(row, "out-of-range", f"ts {ts[row]:.3f} is negative or more than a day ahead of its record")
+            reject(row, "out-of-range", f"ts {ts[row]:.13g} is negative or more than a day ahead of its record")
     return good
 
 

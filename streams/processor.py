@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from schemas.errors import Reject
 from schemas.events import DriftDetected, Position, event_id
 from streams.drift import Change, Detector
-from streams.gate import Decoded, Record, Rejection, add, check, decode
+from streams.gate import Decoded, Record, Rejection, accept, add, decode
 from streams.state import DeviceState
 from streams.windows import cut, joined
 
@@ -90,9 +90,10 @@ class Processor:
     def _advance(self, device: str, decoded: Decoded, records: Sequence[Record], outcome: Outcome) -> None:
         state = self._state(device)
         if decoded.source:
-            passed = check(decoded, records, state.last_ts, state.buffer)
+            passed = accept(decoded, records, state.last_ts, state.known)
             windows, state.buffer = cut(joined([state.buffer, passed.readings]))
             changes = state.detector.observe(passed.readings, windows)
+            state.known = passed.known
             if len(passed.readings):
                 state.last_ts = float(passed.readings.ts[-1])
             state.last_offset = records[decoded.source[-1]].offset

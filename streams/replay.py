@@ -17,7 +17,7 @@ from schemas.errors import Reject, Retry
 from schemas.events import OffsetRange, TrainingWindow
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY
-from streams.gate import Decoded, Record, add, check, decode
+from streams.gate import Decoded, Record, accept, add, decode, nothing_known
 from streams.kafka import is_transient, reader_config
 from streams.windows import Readings, Windows, cut, empty_readings, joined
 
@@ -112,6 +112,11 @@ def _runs(settings: Settings, topic: str, wanted: OffsetRange, stopping: Callabl
         silent = 0
         while not stopping():
             messages = consumer.consume(_RUN, timeout=1.0)
+            if any(
+                message.error() is not None and message.error().code() == KafkaError._AUTO_OFFSET_RESET
+                for message in messages
+            ):
+                raise WindowExpired(f"{topic}/{wanted.partition}: retention has passed the window while it was read")
             good = [message for message in messages if message.error() is None and message.offset() < wanted.end]
             if good:
                 yield [_record(message) for message in good]
@@ -163,7 +168,7 @@ class _PartitionReader:
             if not decoded.source:
                 continue
             last, buffer = self.states.get(name, (float("-inf"), empty_readings()))
-            passed = check(decoded, records, last, buffer)
+            passed = accept(decoded, records, last, nothing_known())  # a late reading is dropped here either way
             found, rest = cut(joined([buffer, passed.readings]))
             last = float(passed.readings.ts[-1]) if len(passed.readings) else last
             self.states[name] = (last, rest)

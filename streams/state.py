@@ -15,30 +15,42 @@ import msgspec
 import numpy as np
 
 from schemas.activity import CHANNEL_NAMES
+from schemas.errors import Stop
 from streams.drift import Detector
+from streams.gate import Prints, nothing_known
 from streams.windows import Readings, empty_readings
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @dataclass(slots=True)
 class DeviceState:
-    """last_offset: the last record whose effects are in here. buffer: readings that the next window still needs."""
+    """last_offset: the last record whose effects are in here. buffer: readings that the next window still needs.
+
+    known: fingerprints of the last readings, by which one that is sent again is known.
+    """
 
     detector: Detector
     last_offset: int = -1
     last_ts: float = float("-inf")
     buffer: Readings = field(default_factory=empty_readings)
+    known: Prints = field(default_factory=nothing_known)
 
 
-class _Saved(msgspec.Struct, array_like=True):
+class _Stamped(msgspec.Struct, array_like=True):
+    """What every format begins with, so that state of another one can still tell where it ends."""
+
     stamp: str
     last_offset: int
     last_ts: float | None
+
+
+class _Saved(_Stamped, array_like=True):
     ts: bytes
     values: bytes
     labels: bytes
     offsets: bytes
+    known: bytes
     detector: Any
 
 
@@ -59,23 +71,32 @@ def encode(state: DeviceState) -> bytes:
             buffer.values.tobytes(),
             buffer.labels.tobytes(),
             buffer.offsets.tobytes(),
+            state.known.tobytes(),
             state.detector.dump(),
         )
     )
 
 
 def decode(blob: bytes, fresh: Callable[[], Detector]) -> DeviceState:
-    """The state of `encode`; with a fresh detector and no buffer, but the same last offset, if the stamp differs."""
-    saved = msgspec.msgpack.decode(blob, type=_Saved)
+    """The state of `encode`; with a fresh detector and no buffer, but the same last offset, if the stamp differs.
+
+    Raises Stop if the bytes are none that `encode` could have written.
+    """
     detector = fresh()
-    last_ts = float("-inf") if saved.last_ts is None else saved.last_ts
-    if saved.stamp != stamp(detector):
-        return DeviceState(detector, saved.last_offset, last_ts)
-    detector.load(saved.detector)
-    buffer = Readings(
-        np.frombuffer(saved.ts, np.float64),
-        np.frombuffer(saved.values, np.float64).reshape(-1, len(CHANNEL_NAMES)),
-        np.frombuffer(saved.labels, np.int64),
-        np.frombuffer(saved.offsets, np.int64),
-    )
-    return DeviceState(detector, saved.last_offset, last_ts, buffer)
+    try:
+        stamped = msgspec.msgpack.decode(blob, type=_Stamped)
+        last_ts = float("-inf") if stamped.last_ts is None else stamped.last_ts
+        if stamped.stamp != stamp(detector):
+            return DeviceState(detector, stamped.last_offset, last_ts)
+        saved = msgspec.msgpack.decode(blob, type=_Saved)
+        detector.load(saved.detector)
+        buffer = Readings(
+            np.frombuffer(saved.ts, np.float64),
+            np.frombuffer(saved.values, np.float64).reshape(-1, len(CHANNEL_NAMES)),
+            np.frombuffer(saved.labels, np.int64),
+            np.frombuffer(saved.offsets, np.int64),
+        )
+        known = np.frombuffer(saved.known, np.uint32)
+    except (msgspec.DecodeError, ValueError, TypeError, IndexError) as error:
+        raise Stop(f"a device's saved state cannot be read: {error}") from error
+    return DeviceState(detector, saved.last_offset, last_ts, buffer, known)

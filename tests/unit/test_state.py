@@ -1,0 +1,110 @@
+"""One device's state as one value."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from schemas.errors import Stop
+from streams import state as device_state
+from streams.adwin import AdaptiveWindow
+from streams.detectors import DETECTORS
+from streams.simulator import simulate
+from streams.state import DeviceState, decode, encode
+from streams.windows import Readings, cut
+
+NOW = 1.7e9
+
+
+def readings(seconds=90, seed=4):
+    recording = simulate(1, seconds, seed=seed, start_ts=NOW)[0]
+    return Readings(recording.ts, recording.values, recording.labels, np.arange(len(recording)))
+
+
+def fed(detector, seconds=90):
+    """A state whose detector has seen so many seconds."""
+    state = DeviceState(DETECTORS[detector](), 41)
+    windows, state.buffer = cut(readings(seconds))
+    state.detector.observe(readings(seconds), windows)
+    state.last_ts = float(readings(seconds).ts[-1])
+    state.known = np.arange(7, dtype=np.uint32)
+    return state
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("seconds", [0.02, 90])
+def test_state_comes_back_as_it_was(detector, seconds):
+    """Bit for bit: a rounding here would be a drift that only restarts can see."""
+    state = fed(detector, seconds)
+    back = decode(encode(state), DETECTORS[detector])
+    assert encode(back) == encode(state)
+    assert (back.last_offset, back.last_ts) == (41, state.last_ts)
+    for name in Readings.__slots__:
+        np.testing.assert_array_equal(getattr(back.buffer, name), getattr(state.buffer, name))
+    assert back.known.tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_a_fresh_device_comes_back_too(detector):
+    """Nothing seen yet is a state as well; minus infinity has no JSON, but it has to have bytes."""
+    back = decode(encode(DeviceState(DETECTORS[detector]())), DETECTORS[detector])
+    assert (back.last_offset, back.last_ts, len(back.buffer)) == (-1, float("-inf"), 0)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_encoding_does_not_change_the_state(detector):
+    """A checkpoint is taken of a state that goes on."""
+    state = fed(detector)
+    assert encode(state) == encode(state)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_another_stamp_starts_fresh_but_keeps_the_place(detector, monkeypatch):
+    """After an upgrade old numbers mean something else; old offsets still mean the same."""
+    blob = encode(fed(detector))
+    monkeypatch.setattr(device_state, "version", lambda _: "99.0")
+    back = decode(blob, DETECTORS[detector])
+    assert (back.last_offset, back.last_ts) == (41, fed(detector).last_ts)
+    assert len(back.buffer) == len(back.known) == 0
+    assert encode(DeviceState(back.detector)) == encode(DeviceState(DETECTORS[detector]()))
+
+
+@pytest.mark.parametrize("fields", [["1/river 0.1/raw/1", 41, NOW], ["3/river 9/x/1", 41, NOW, *range(30)]])
+def test_a_format_with_more_or_fewer_fields_keeps_the_place(fields):
+    """Formats to come, and those that were, differ behind the first three fields: no crash, no readings twice."""
+    back = decode(msgspec.msgpack.encode(fields), DETECTORS["confirmed"])
+    assert (back.last_offset, back.last_ts) == (41, NOW)
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_state_that_cannot_be_read_stops_the_process(detector):
+    """Going on without it would report old drifts as new ones, and nobody would know."""
+    blob = encode(fed(detector))
+    saved = msgspec.msgpack.decode(blob)
+    broken = [b"", b"\xc1", b"{}", blob[:-5], msgspec.msgpack.encode([saved[0], 1]), b"\x80"]
+    broken += [
+        msgspec.msgpack.encode([*saved[:at], wrong, *saved[at + 1 :]]) for at in (3, 4, 8) for wrong in (b"abc", 7)
+    ]
+    for bad in broken:
+        with pytest.raises(Stop, match="saved state"):
+            decode(bad, DETECTORS[detector])
+
+
+def test_a_window_that_was_saved_detects_what_it_would_have():
+    """ADWIN's state is a histogram; one bucket off, and it alarms at another reading."""
+    rng = np.random.default_rng(0)
+    series = np.concatenate([rng.normal(0, 1, 900), rng.normal(1.5, 1, 900)])
+    whole, moved = AdaptiveWindow(0.002), AdaptiveWindow(0.002)
+    for at, value in enumerate(series.tolist()):
+        if at % 97 == 0:
+            moved, old = AdaptiveWindow(0.002), moved
+            moved.load(old.dump())
+        assert whole.update(value) == moved.update(value)
+    assert whole.count < 900  # it did detect
+
+
+def test_a_windows_broken_bytes_stop_the_process():
+    """river's Rust panics are no Exception, so they would pass every handler but this one."""
+    with pytest.raises(Stop, match="saved state"):
+        AdaptiveWindow(0.002).load((b"\xff" * 7, 0.0, 1))
