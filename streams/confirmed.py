@@ -100,6 +100,7 @@ class _Candidate(msgspec.Struct):
 class _ConfirmedState(msgspec.Struct):
     index: int = 0
     labelled: bool = False
+    unlabelled: int = 0  # windows in a row
     references: dict[int, _Reference] = msgspec.field(default_factory=dict)
     stretches: list[_Stretch] = msgspec.field(default_factory=list)
     candidates: dict[int, _Candidate] = msgspec.field(default_factory=dict)
@@ -114,7 +115,7 @@ _ZEROS: Final = [0.0] * len(STATISTICS)
 class ConfirmedDetector:
     """Window statistics against the device's own past in the same activity, confirmed over several stretches."""
 
-    config = "confirmed/1"
+    config = "confirmed/2"
 
     def __init__(self) -> None:
         self.state = _ConfirmedState()
@@ -127,8 +128,6 @@ class ConfirmedDetector:
     def observe(self, readings: Readings, windows: Windows) -> list[Change]:
         """Alarms at the windows that confirm them; one Change for each statistic that moved."""
         changes: list[Change] = []
-        state = self.state
-        state.labelled = state.labelled or bool((windows.labels != NO_LABEL).any())
         for row, label, end, last_offset, start, first_offset in zip(
             statistics(windows.values),
             windows.labels.tolist(),
@@ -138,12 +137,23 @@ class ConfirmedDetector:
             windows.first_offset.tolist(),
             strict=True,
         ):
-            if label == NO_LABEL and state.labelled:
-                continue  # the window straddles two activities
-            state.index += 1
+            if self._straddles(label):
+                continue
+            self.state.index += 1  # an alarm replaces the state
             self._join_stretch(row, label, start, first_offset)
             changes += self._judge(row, label, end, last_offset)
         return changes
+
+    def _straddles(self, label: int) -> bool:
+        """Whether a window is without a label because it holds two, not because the device sends none.
+
+        Two windows hold the same change; a device that goes on without labels no longer sends them, and skipping its
+        windows for ever would be never to judge it again.
+        """
+        state = self.state
+        state.unlabelled = state.unlabelled + 1 if label == NO_LABEL else 0
+        state.labelled = label != NO_LABEL or (state.labelled and state.unlabelled <= STRETCH_WINDOWS)
+        return label == NO_LABEL and state.labelled
 
     def _join_stretch(self, row: Floats, activity: int, start: float, first_offset: int) -> None:
         state = self.state
@@ -251,7 +261,8 @@ class ConfirmedDetector:
 
     def _begin_anew(self, ts: float) -> None:
         """After an alarm the device is calibrated again: what it shows now is its new normal until it changes."""
-        self.state = _ConfirmedState(index=self.state.index, labelled=self.state.labelled, last_alarm_ts=ts)
+        state = self.state
+        self.state = _ConfirmedState(state.index, state.labelled, state.unlabelled, last_alarm_ts=ts)
         self.adwins = self._fresh_adwins()
 
     def dump(self) -> Any:
