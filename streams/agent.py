@@ -28,15 +28,20 @@ from schemas.topology import (
     dead_letters,
 )
 from streams import state as device_state
-from streams.deadletters import dead_letter_headers
+from streams.deadletters import dead_letter_headers, fitting
 from streams.detectors import DETECTORS
-from streams.gate import Record
+from streams.gate import Record, Rejection
 from streams.processor import Drift, Outcome, Processor
 from streams.state import DeviceState
 
 log = structlog.get_logger()
 
 SOURCE = "driftloop/agent"
+# Records may be large: a checkpoint also comes with so many bytes of them in memory.
+CHECKPOINT_BYTES = 16 * 1024 * 1024
+# How long Kafka may take to acknowledge: longer than a broker's restart. After that the process ends (Stop) and its
+# supervisor's next one waits for the broker and its topics, and says what is missing.
+ACKNOWLEDGE_S = 30.0
 
 
 class Watcher:
@@ -53,6 +58,7 @@ class Watcher:
         self.drift = app.topic(settings.topic(DRIFT), **raw)
         self.dead_letters = app.topic(settings.topic(dead_letters(ACTIVITY)), **raw)
         self.pending: list[Any] = []
+        self.pending_bytes = 0
         self.processors: dict[int, Processor] = {}
         self.lock = asyncio.Lock()
         self.turned = time.monotonic()
@@ -60,12 +66,14 @@ class Watcher:
     def forget(self) -> None:
         """Drop everything that is not durable; what was not committed is delivered again to its new owner."""
         self.pending.clear()
+        self.pending_bytes = 0
         self.processors.clear()
 
     async def take(self, event: Any) -> None:
-        """Take one record in; a checkpoint every `checkpoint_readings` of them."""
+        """Take one record in; a checkpoint every `checkpoint_readings` of them or CHECKPOINT_BYTES."""
         self.pending.append(event)
-        if len(self.pending) >= self.settings.checkpoint_readings:
+        self.pending_bytes += len(event.message.value or b"")
+        if len(self.pending) >= self.settings.checkpoint_readings or self.pending_bytes >= CHECKPOINT_BYTES:
             await self.checkpoint()
 
     async def checkpoint(self) -> None:
@@ -73,10 +81,12 @@ class Watcher:
         async with self.lock:
             self.turned = time.monotonic()
             generation = self.app.consumer_generation_id
-            events, self.pending = self.pending, []
-            if any(event.message.generation_id != generation for event in events) or self.app.rebalancing:
+            if self.app.rebalancing:
                 self.forget()
                 return
+            # What an earlier generation delivered is delivered again; what this one did is not.
+            events = [event for event in self.pending if event.message.generation_id == generation]
+            self.pending, self.pending_bytes = [], 0
             runs: dict[int, list[Any]] = {}
             for event in events:
                 runs.setdefault(event.message.partition, []).append(event.message)
@@ -106,21 +116,8 @@ class Watcher:
 
     async def _make_durable(self, partition: int, outcome: Outcome) -> None:
         sends = [await self._send_drift(drift) for drift in outcome.drifts]
-        for rejection in outcome.rejections:
-            record = rejection.record
-            headers = dead_letter_headers(
-                self.activity.get_topic_name(), partition, record, rejection.reject_class, rejection.reason
-            )
-            sends.append(
-                await self.dead_letters.send(key=record.key, value=record.value, partition=partition, headers=headers)
-            )
-            log.warning(
-                "reading.rejected",
-                partition=partition,
-                offset=record.offset,
-                reject_class=rejection.reject_class,
-                reason=rejection.reason,
-            )
+        sends += [await self._send_dead_letter(partition, rejection) for rejection in outcome.rejections]
+        _tell(partition, outcome.rejections)
         await asyncio.gather(*sends)
         saves = []
         for device, state in outcome.changed.items():
@@ -128,6 +125,13 @@ class Watcher:
             saves.append(await self.table.changelog_topic.send(key=key, value=blob, partition=partition))
             self.table.data.data[key] = blob
         await asyncio.gather(*saves)
+
+    async def _send_dead_letter(self, partition: int, rejection: Rejection) -> Any:
+        record, cut = fitting(rejection.record)
+        headers = dead_letter_headers(
+            self.activity.get_topic_name(), partition, record, rejection.reject_class, rejection.reason + cut
+        )
+        return await self.dead_letters.send(key=record.key, value=record.value, partition=partition, headers=headers)
 
     async def _send_drift(self, drift: Drift) -> Any:
         event = drift.event
@@ -146,14 +150,33 @@ class Watcher:
 
     @property
     def ready(self) -> bool:
-        """Whether partitions are owned and their state has been read back."""
-        return bool(self.app.consumer.assignment()) and not self.app.rebalancing
+        """Whether partitions are owned and their state has been read back. May be asked by another thread, any time."""
+        # Before the app has started, asking for its consumer would make one, outside its event loop.
+        return bool(self.app.started and not self.app.rebalancing and self.app.consumer.assignment())
+
+
+def _tell(partition: int, rejections: list[Rejection]) -> None:
+    """One line for each class: a sensor that sends nothing but nonsense must not fill the disk with our logs."""
+    by_class: dict[str, list[Rejection]] = {}
+    for rejection in rejections:
+        by_class.setdefault(rejection.reject_class, []).append(rejection)
+    for reject_class, alike in by_class.items():
+        log.warning(
+            "reading.rejected",
+            partition=partition,
+            offset=alike[0].record.offset,
+            reject_class=reject_class,
+            reason=alike[0].reason,
+            count=len(alike),
+        )
 
 
 def _record(message: Any) -> Record:
     headers = message.headers
     pairs = headers.items() if isinstance(headers, dict) else headers or ()
-    return Record(message.offset, message.timestamp or None, message.key, message.value, tuple(pairs))
+    # Kafka writes -1 for "none"; streams.replay must see the same.
+    timestamp = message.timestamp if message.timestamp and message.timestamp > 0 else None
+    return Record(message.offset, timestamp, message.key, message.value, tuple(pairs))
 
 
 def create_app(
@@ -170,6 +193,7 @@ def create_app(
         broker_commit_interval=0.3,
         consumer_auto_offset_reset="earliest",
         producer_max_request_size=DEAD_LETTER_BYTES,
+        producer_request_timeout=ACKNOWLEDGE_S,
         store="memory://",
         table_standby_replicas=0,
         # Topics are made by `driftloop topics create`, not by whoever comes first.
@@ -194,7 +218,10 @@ def create_app(
         await watcher.checkpoint()
 
     async def forget_on_revoke(app: Any, revoked: Any, **_: Any) -> None:
-        watcher.forget()
+        # A checkpoint under way is finished first: its state would otherwise be written after the next owner's, and
+        # the next recovery would begin with the older one.
+        async with watcher.lock:
+            watcher.forget()
 
     async def forget_on_recovery() -> None:
         watcher.forget()

@@ -7,8 +7,10 @@ import time
 
 import faust
 import structlog
+from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
+from schemas.errors import Retry
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY
 from streams.agent import create_app
@@ -27,7 +29,10 @@ def run(settings: Settings) -> None:
     if stopping.is_set():
         return
     topic = settings.topic(ACTIVITY)
-    partitions = len(AdminClient(client_config(settings)).list_topics(topic, timeout=10).topics[topic].partitions)
+    try:
+        partitions = len(AdminClient(client_config(settings)).list_topics(topic, timeout=10).topics[topic].partitions)
+    except (KafkaException, KeyError) as error:
+        raise Retry(f"partitions of {topic}: {error}") from error
     settings.home.mkdir(parents=True, exist_ok=True)
     current = CurrentModel(settings).start()
     app, watcher = create_app(settings, partitions, lambda: current.version)

@@ -8,7 +8,11 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import structlog
+
 from schemas.errors import UserError
+
+log = structlog.get_logger()
 
 LOOP_SECONDS = 30.0
 
@@ -36,6 +40,15 @@ class Health:
         """Whether the loop has turned of late."""
         return self.idle_seconds < LOOP_SECONDS
 
+    @property
+    def can_work(self) -> bool:
+        """Whether the process can do its work now; not, if that cannot be told while its clients come and go."""
+        try:
+            return self.live and self.ready()
+        except Exception as error:  # noqa: BLE001 - a probe is answered, whatever the process is going through
+            log.debug("health.unknown", error=repr(error))
+            return False
+
     def serve(self, port: int) -> None:
         """Answer on 127.0.0.1:port from a thread; port 0 does not. Raises UserError if the port is taken."""
         if port == 0:
@@ -44,7 +57,7 @@ class Health:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                good = {"/live": lambda: health.live, "/ready": lambda: health.live and health.ready()}.get(self.path)
+                good = {"/live": lambda: health.live, "/ready": lambda: health.can_work}.get(self.path)
                 status = 404 if good is None else 200 if good() else 503
                 body = json.dumps({"process": health.name, "doing": health.doing, "ok": status == 200}).encode()
                 self.send_response(status)

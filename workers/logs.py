@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 
@@ -11,6 +12,7 @@ import structlog
 from schemas.settings import Settings
 
 REPEAT_S = 30.0
+MOST_REMEMBERED = 1_000
 
 
 class _Seldom(logging.Filter):
@@ -22,8 +24,10 @@ class _Seldom(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         key, now = (record.name, str(record.msg)[:80]), time.monotonic()
-        if now - self.said.get(key, -REPEAT_S) < REPEAT_S:
+        if now - self.said.get(key, -math.inf) < REPEAT_S:
             return False
+        if len(self.said) >= MOST_REMEMBERED:  # texts that are never the same twice
+            self.said.clear()
         self.said[key] = now
         return True
 

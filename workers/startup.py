@@ -8,6 +8,7 @@ import time
 
 import structlog
 
+from schemas.errors import Retry
 from schemas.settings import Settings
 from streams import topics
 from workers.health import Health
@@ -46,8 +47,11 @@ def wait_for_topics(settings: Settings, health: Health, stopping: threading.Even
     health.doing = "waiting for Kafka and its topics"
     while not stopping.is_set():
         health.beat()
-        problems = topics.check(settings, stopping=lambda: _beat(health, stopping))
-        if not problems:
+        try:
+            problems = topics.check(settings, stopping=lambda: _beat(health, stopping))
+        except Retry as error:  # the broker went away between two questions
+            problems = [str(error)]
+        if stopping.is_set() or not problems:
             return
         if problems != said:
             for problem in problems:
