@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 
 import structlog
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from schemas.envelope import decode
 from schemas.errors import Reject
@@ -50,25 +50,29 @@ class CurrentModel:
     def _follow(self) -> None:
         topic = self.settings.topic(CURRENT_MODEL)
         while not self._stopping.is_set():
-            consumer = Consumer(reader_config(self.settings, **{"auto.offset.reset": "earliest"}))
+            consumer = Consumer(
+                reader_config(self.settings, **{"auto.offset.reset": "earliest", "enable.partition.eof": True})
+            )
             try:
-                end = consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=5)[1]
+                consumer.get_watermark_offsets(TopicPartition(topic, 0), timeout=5)  # raises if there is no such topic
                 consumer.assign([TopicPartition(topic, 0, 0)])
-                self._read(consumer, end)
+                self._read(consumer)
             except KafkaException as error:
                 log.warning("current-model.waiting", topic=topic, error=str(error.args[0]))
                 self._stopping.wait(2)
             finally:
                 consumer.close()
 
-    def _read(self, consumer: Consumer, end: int) -> None:
+    def _read(self, consumer: Consumer) -> None:
         while not self._stopping.is_set():
             message = consumer.poll(0.5)
-            position = consumer.position([TopicPartition(self.settings.topic(CURRENT_MODEL), 0)])[0].offset
-            if message is not None and message.error() is None and message.key() == self.settings.model.encode():
-                self._take(message.value(), message.headers())
-            # Transactions leave markers at the end, so an idle poll counts as well as reaching the offset.
-            if position >= end or (message is None and position >= end - 2) or end == 0:
+            if message is None:
+                continue
+            if message.error() is None:
+                if message.key() == self.settings.model.encode():
+                    self._take(message.value(), message.headers())
+            elif message.error().code() == KafkaError._PARTITION_EOF:
+                # No offset tells: transactions, aborted ones too, leave markers that are never delivered.
                 self.caught_up.set()
 
     def _take(self, value: bytes | None, headers: list[tuple[str, bytes]] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from schemas.topology import Topic
 from streams.kafka import reader_config
 
 log = structlog.get_logger()
+
+SILENCE_S = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ def read_events(
     """Events of the topics, oldest first within each; up to the end as it is now, or for ever with `follow`.
 
     since: only those written at or after, seconds since the epoch. With `follow`, None comes about twice a second while
-    nothing happens, so that a caller can do something else. Raises Retry if the broker does not answer.
+    nothing happens, so that a caller can do something else. Raises Retry if the broker does not answer; with `follow`
+    only at the start, later it is waited for.
     """
     names = {settings.topic(topic): topic for topic in topics}
     consumer = Consumer(reader_config(settings, **{"auto.offset.reset": "earliest", "enable.partition.eof": True}))
@@ -47,8 +51,13 @@ def read_events(
         places = _places(consumer, names, since)
         consumer.assign(places)
         ahead = {(place.topic, place.partition) for place in places}
+        heard = time.monotonic()
         while (ahead or follow) and not stopping():
             message = consumer.poll(0.5)
+            if message is not None and (message.error() is None or message.error().code() == KafkaError._PARTITION_EOF):
+                heard = time.monotonic()
+            elif not follow and time.monotonic() - heard > SILENCE_S:
+                raise Retry(f"events cannot be read: Kafka has given nothing for {SILENCE_S:.0f} s")
             if message is None:
                 if follow:
                     yield None
