@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -59,6 +61,7 @@ def run_demo(settings: Settings, *, data: Path | None, keep: bool, as_json: bool
     shutil.rmtree(home, ignore_errors=True)
     report = Report(drift=DRIFT, device=script.device, home=str(home))
     demo = _Demo(script, report, home, console)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack is stopped then, too
     try:
         demo.run(bool(data))
     except (Retry, UserError, httpx.HTTPError) as error:
@@ -90,7 +93,7 @@ class _Demo:
         """The acts, in order."""
         script, report = self.script, self.report
         source = "recordings of MotionSense" if real else "synthetic readings"
-        self._say(f"{len(script.learn)} devices with {source}; Kafka, MLflow and four processes of ours start now")
+        self._say(f"{len(script.learn)} devices with {source}; the stack is coming up")
         wanted = int(0.8 * sum(expected_windows(len(each) / SAMPLE_RATE_HZ) for each in script.learn))
         with self._step("stack up"):
             self.settings = stacks.start(
