@@ -7,10 +7,14 @@ version is created or adopted, must answer the smoke test, and becomes current i
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -40,6 +44,12 @@ log = structlog.get_logger()
 
 SOURCE = "driftloop/deploy"
 _LOOK_EVERY_S = 5.0
+# The poll loop waits for it, and /live says no after 30 s.
+_LEARN_S = 15.0
+_SILENT_LOOKS = 4
+_ATTEMPTS = 3
+_NUMBER = re.compile("[0-9]{1,18}")
+_TAKEN = "the event was taken from us"
 
 
 class Deployer:
@@ -49,18 +59,25 @@ class Deployer:
     topic = MODEL_REGISTERED
     group = DEPLOY_GROUP
 
-    def __init__(
-        self, settings: Settings, health: Health, current: CurrentModel, target: Target, client: MlflowClient
-    ) -> None:
+    def __init__(self, settings: Settings, health: Health, target: Target, client: MlflowClient) -> None:
         self.settings = settings
         self.health = health
-        self.current = current
         self.target = target
         self.client = client
-        self.serving: ModelDeployed | None = current.latest
+        self.known = False  # whether `serving` is what `current-model` says
+        self.serving: ModelDeployed | None = None
         self.switched = float("-inf")
         self.looked = float("-inf")
         self.named: str | None = None
+        self.silent = 0  # looks in a row at which the current version has not answered
+        self.attempts: Counter[str] = Counter()  # rollouts of an event after which the version was not ready
+        # Not the system's: what a kill -9 leaves there, the next start removes.
+        self.scratch = settings.home.resolve() / "work" / f"{settings.namespace}deploy-{settings.slot}"
+        rmtree(self.scratch, ignore_errors=True)
+
+    def assigned(self) -> None:
+        """Another worker may have switched meanwhile."""
+        self.known = False
 
     def start(self, envelope: Envelope) -> Job:
         """A rollout, or the decision not to have one."""
@@ -69,18 +86,34 @@ class Deployer:
             raise Reject("schema", f"{type(event).__name__} does not belong on {MODEL_REGISTERED.name}")
         if event.model != self.settings.model:
             return Done()  # another worker's model
+        if not _NUMBER.fullmatch(event.version):  # it becomes part of an address in the registry
+            raise Reject("schema", f"version: {event.version[:50]!r} is not a number of the registry")
+        self._learn()
         serving = self.serving
-        if serving is not None and _number(event.version) <= _number(serving.version):
+        if serving is not None and int(event.version) <= int(serving.version):
             detail = f"version {event.version} is not newer than {serving.version}, which serves"
             return Done(self._decision(envelope, "skipped", "older-version", detail))
         return ThreadJob(lambda cancelled: self._roll_out(envelope, event, cancelled))
 
     def idle(self) -> Job | None:
         """Every few seconds: whatever is not as `current-model` says is mended."""
+        self._learn()
         if time.monotonic() - self.looked < _LOOK_EVERY_S or self.serving is None:
             return None
         self.looked = time.monotonic()
         return ThreadJob(self._mend)
+
+    def _learn(self) -> None:
+        """Read what serves. Raises Retry if Kafka does not tell it in time."""
+        if self.known:
+            return
+        current = CurrentModel(self.settings).start()
+        try:
+            if not current.caught_up.wait(_LEARN_S):
+                raise Retry(f"{CURRENT_MODEL.name} could not be read within {_LEARN_S:g} s")
+            self.serving, self.known, self.named = current.latest, True, None
+        finally:
+            current.stop()
 
     def committed(self, outputs: Sequence[Output]) -> None:
         """Remember what became current."""
@@ -92,11 +125,12 @@ class Deployer:
                     self.switched = time.monotonic()
                 self.serving = deployed
                 self.looked = float("-inf")
+        self.attempts.clear()
 
     def _roll_out(self, cause: Envelope, event: ModelRegistered, cancelled: Callable[[], bool]) -> list[Output]:
         """Verify, create, wait, smoke; the events that make the version current. Raises Retry."""
         try:
-            deployment, took = self._put(event.version, event.digest, cancelled)
+            deployment, took = self._put(event.version, event.digest, cancelled, cause.id)
         except Reject as reject:
             self._withdraw(event.version)
             log.warning("deploy.refused", version=event.version, reject_class=reject.reject_class, reason=reject.reason)
@@ -123,19 +157,38 @@ class Deployer:
         )
         return [Output(DEPLOYED, told), Output(CURRENT_MODEL, told)]
 
-    def _put(self, version: str, digest: str, cancelled: Callable[[], bool]) -> tuple[Deployment, Smoke]:
-        with TemporaryDirectory(prefix="driftloop-deploy-") as folder:
-            uri = f"models:/{self.settings.model}/{version}"
-            files = registry.download(self.client, uri, Path(folder))
+    def _put(
+        self, version: str, digest: str, cancelled: Callable[[], bool], cause: str | None = None
+    ) -> tuple[Deployment, Smoke]:
+        """The version, running and tested. Raises Retry, or Reject if it will never be.
+
+        cause: the event that asks for it; after _ATTEMPTS in which it did not become ready, it will never be.
+        """
+
+        def sleep(seconds: float) -> None:
+            if cancelled():
+                raise Retry(_TAKEN)
+            time.sleep(seconds)
+
+        with _folder(self.scratch) as folder:
+            files = registry.download(self.client, f"models:/{self.settings.model}/{version}", folder)
             verify(files, digest)
             cases = smoke_cases(files)
+            if cancelled():
+                raise Retry(_TAKEN)
             self.health.doing = f"starting version {version}"
             deployment = self.target.create(DeploymentSpec(self.settings.model, version, digest, files))
-        if cancelled():
-            raise Retry("the event was taken from us")
-        wait_ready(self.target, deployment, self.settings.ready_seconds)
-        self.health.doing = f"smoke test of version {version}"
-        return deployment, smoke(deployment.endpoint, cases)
+        try:
+            wait_ready(self.target, deployment, self.settings.ready_seconds, sleep=sleep)
+            self.health.doing = f"smoke test of version {version}"
+            return deployment, smoke(deployment.endpoint, cases)
+        except Retry as error:
+            if cause is None or cancelled():
+                raise
+            self.attempts[cause] += 1
+            if self.attempts[cause] < _ATTEMPTS:
+                raise
+            raise Reject("not-ready", f"after {_ATTEMPTS} attempts: {error}") from error
 
     def _withdraw(self, version: str) -> None:
         deployment = self.target.find(self.settings.model, version)
@@ -147,20 +200,38 @@ class Deployer:
         serving = self.serving
         assert serving is not None
         deployment = self.target.find(serving.model, serving.version)
-        if deployment is None or is_itself(deployment) is False:
-            log.warning("deploy.gone", version=serving.version)
-            deployment, _ = self._put(serving.version, serving.digest, cancelled)
+        itself = None if deployment is None else is_itself(deployment)
+        self.silent = self.silent + 1 if itself is None else 0
+        if deployment is None or itself is False or self.silent >= _SILENT_LOOKS:
+            log.warning("deploy.gone", version=serving.version, silent=deployment is not None and itself is None)
+            deployment = self._brought_back(serving, cancelled)
         if deployment.endpoint != serving.endpoint:
             return [self._moved(serving, deployment)]
-        if self.named != serving.version:
-            registry.set_champion(self.client, serving.model, serving.version, serving.previous)
-            self.named = serving.version
+        self._name_champion(serving)
         if time.monotonic() - self.switched >= self.settings.grace_seconds and self._routed(serving):
             for other in self.target.list(serving.model):
                 if other.version != serving.version and not cancelled():
                     self.target.delete(other)
                     log.info("deploy.retired", version=other.version)
         return []
+
+    def _brought_back(self, serving: ModelDeployed, cancelled: Callable[[], bool]) -> Deployment:
+        try:
+            deployment, _ = self._put(serving.version, serving.digest, cancelled)
+        except Reject as reject:
+            # No event is to blame, and newer versions must still find us at work.
+            raise Retry(f"version {serving.version} should serve and cannot be brought back: {reject}") from reject
+        self.silent = 0
+        return deployment
+
+    def _name_champion(self, serving: ModelDeployed) -> None:
+        if self.named == serving.version:
+            return
+        try:
+            registry.set_champion(self.client, serving.model, serving.version, serving.previous)
+        except Reject as reject:  # deleted from the registry by hand; it serves nevertheless
+            log.warning("champion.unnamed", version=serving.version, reason=str(reject))
+        self.named = serving.version
 
     def _moved(self, serving: ModelDeployed, deployment: Deployment) -> Output:
         """The same version at another address: the pointer moves, nothing new was deployed."""
@@ -174,10 +245,11 @@ class Deployer:
         if self.settings.router_port == 0:
             return True
         try:
-            route = httpx.get(f"{self.settings.router_url}/-/route", timeout=2).json()
+            # A proxy from the environment is for the outside world.
+            route = httpx.get(f"{self.settings.router_url}/-/route", timeout=2, trust_env=False).json()
         except (httpx.HTTPError, ValueError):
             return False
-        return bool(route.get("version") == serving.version)
+        return isinstance(route, dict) and route.get("version") == serving.version
 
     def _decision(self, cause: Envelope, outcome: str, reason: str, detail: str) -> Output:
         decision = DecisionMade(
@@ -194,8 +266,16 @@ class Deployer:
         return Output(DECISIONS, told)
 
 
-def _number(version: str) -> int:
-    return int(version) if version.isdigit() else -1
+@contextmanager
+def _folder(scratch: Path) -> Iterator[Path]:
+    """A folder that is gone afterwards. Raises Retry where there is no room for it."""
+    try:
+        scratch.mkdir(parents=True, exist_ok=True)
+        folder = TemporaryDirectory(dir=scratch)
+    except OSError as error:
+        raise Retry(f"{scratch}: {error}") from error
+    with folder as name:
+        yield Path(name)
 
 
 def serve_command(spec: DeploymentSpec, port: int) -> list[str]:
@@ -215,10 +295,5 @@ def run(settings: Settings) -> None:
     if stopping.is_set():
         return
     client = registry.connect(settings)
-    current = CurrentModel(settings).start()
-    while not current.caught_up.wait(1) and not stopping.is_set():
-        health.beat()
     target = ProcessTarget(settings.home, serve_command, starting_seconds=settings.ready_seconds)
-    deployer = Deployer(settings, health, current, target, client)
-    current.stop()
-    JobLoop(settings, deployer, health, stopping).run()
+    JobLoop(settings, Deployer(settings, health, target, client), health, stopping).run()

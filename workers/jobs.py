@@ -29,7 +29,10 @@ from workers.health import Health
 log = structlog.get_logger()
 
 _POLL_S = 0.3
-_TRANSACTION_S = 30
+# One try of a transactional call; well below the 30 s without a beat after which /live says no.
+_TRANSACTION_S = 5
+# A transaction that the broker refuses so often, while it answers, will be refused for ever: a topic is missing.
+_REFUSALS = 2
 # The group has given our partition to somebody else: the event is theirs now, and so is its transaction.
 _TAKEN_AWAY = {KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.FENCED_INSTANCE_ID}
 
@@ -59,14 +62,21 @@ class Handler(Protocol):
     topic: Topic
     group: str
 
+    def assigned(self) -> None:
+        """The events are ours from now on; another worker may have had them, and has done what we have not seen."""
+
     def start(self, envelope: Envelope) -> Job:
-        """Begin the job for an event."""
+        """Begin the job for an event. Raises Retry or Reject."""
 
     def idle(self) -> Job | None:
         """A job for which no event is needed, asked for while none waits; None if there is nothing to do."""
 
     def committed(self, outputs: Sequence[Output]) -> None:
         """The outputs are on their topics, once."""
+
+
+class _Stopping(Exception):
+    """SIGTERM while the broker is away: nothing is committed, nothing is lost."""
 
 
 class Done:
@@ -139,23 +149,40 @@ class JobLoop:
                 },
             )
         )
-        self.producer = Producer(producer_config(settings, **{"transactional.id": slot}))
+        self.producer = Producer(
+            producer_config(
+                settings,
+                **{
+                    "transactional.id": slot,
+                    # What a frozen broker does not answer blocks a transactional call for so long, whatever its timeout.
+                    "socket.timeout.ms": 10_000,
+                    "topic.metadata.propagation.max.ms": 5_000,  # topics are made beforehand
+                },
+            )
+        )
         self.job: Job | None = None
         self.message: Message | None = None
         self.joined = False
+        self.regained = False
         self.again_at = 0.0
         self.waits = backoff(1, 20)
 
     def run(self) -> None:
         """Until `stopping`. Raises Stop if another instance has taken over or a transaction's end is not known."""
-        self._call(self.producer.init_transactions, _TRANSACTION_S)
-        self.consumer.subscribe([self.topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked)
-        self.health.doing = "idle"
-        self.health.ready = lambda: self.joined
         try:
+            self._call(self.producer.init_transactions)
+            self.consumer.subscribe(
+                [self.topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
+            )
+            self.health.doing = "idle"
+            self.health.ready = lambda: self.joined
             while not self.stopping.is_set():
                 self.health.beat()
                 self._turn()
+        except _Stopping:
+            log.info("stopped.while-waiting")
+        except KafkaException as error:
+            raise Stop(f"Kafka refuses us: {error.args[0].str()}") from error
         finally:
             self._drop()
             self.consumer.close()
@@ -165,13 +192,17 @@ class JobLoop:
         if message is not None and message.error() is not None:
             self._complain(message.error())
             return
+        if self.regained:  # a pause may outlive the assignment that it was made in
+            self.regained = False
+            self._resume()
         if message is not None and (self.job is not None or self.message is not None):
             # Fetched before the pause took hold: it comes again afterwards.
             self.consumer.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
             message = None
         if message is not None:
             self.message = message
-            self.consumer.pause(self.consumer.assignment())
+            self.again_at = 0.0  # what waits is another thing
+            self._pause()
         try:
             if self.job is None:
                 self._begin()
@@ -179,6 +210,8 @@ class JobLoop:
                 self._finish(outputs)
         except Retry as error:
             self.job = None
+            if self.message is None:
+                self._resume()  # what is done between events must not keep them away
             wait = next(self.waits)
             self.again_at = time.monotonic() + wait
             self.health.doing = f"waiting: {error}"
@@ -193,6 +226,8 @@ class JobLoop:
         if self.message is None:
             if self.consumer.assignment():  # whoever owns no partition has nothing to decide
                 self.job = self.handler.idle()
+            if self.job is not None:
+                self._pause()  # an event that comes now waits for its end
             return
         envelope = decode(self.message.key(), self.message.value(), self.message.headers())
         log.info("job.starting", id=envelope.id, kind=type(envelope.event).__name__, subject=envelope.subject)
@@ -202,6 +237,7 @@ class JobLoop:
     def _finish(self, outputs: Sequence[Output]) -> None:
         self._transact([(self.settings.topic(output.topic), *_encoded(self.settings, output)) for output in outputs])
         self.handler.committed(outputs)
+        self._forget()
         for output in outputs:
             if output.event is not None:
                 log.info("event.published", topic=output.topic.name, id=output.event.id)
@@ -218,22 +254,29 @@ class JobLoop:
         log.warning("event.rejected", offset=record.offset, reject_class=reject.reject_class, reason=reject.reason)
         topic = self.settings.topic(dead_letters(self.handler.topic))
         self._transact([(topic, record.key, record.value, headers)])
+        self._forget()
 
     def _transact(self, records: Sequence[tuple[str, bytes | None, bytes | None, Any]]) -> None:
-        """Records and the consumed offset in one transaction; then the next event may come."""
-        if records or self.message is not None:
-            while not self._tried(records):
-                self.stopping.wait(1)
-                if self.stopping.is_set():
-                    return
+        """Records and the consumed offset, all or none. Raises Stop if that cannot be, _Stopping on SIGTERM."""
+        if not records and self.message is None:
+            return
+        refusals = 0
+        while (error := self._tried(records)) is not None:
+            refusals += not is_transient(error)
+            if refusals >= _REFUSALS:
+                raise Stop(f"the broker answers, yet refuses the transaction: {error.str()}")
+            self._wait()
+
+    def _forget(self) -> None:
+        """The next event may come."""
         self.job = None
         self.message = None
         self.waits = backoff(1, 20)
         self.health.doing = "idle"
-        self.consumer.resume(self.consumer.assignment())
+        self._resume()
 
-    def _tried(self, records: Sequence[tuple[str, bytes | None, bytes | None, Any]]) -> bool:
-        """Whether the transaction is committed; if not, it can be tried again."""
+    def _tried(self, records: Sequence[tuple[str, bytes | None, bytes | None, Any]]) -> KafkaError | None:
+        """None once the transaction is committed; the error if it is aborted and can be tried again. Raises Stop."""
         try:
             self.producer.begin_transaction()
             for topic, key, value, headers in records:
@@ -243,7 +286,7 @@ class JobLoop:
                 self.producer.send_offsets_to_transaction(
                     [behind], self.consumer.consumer_group_metadata(), _TRANSACTION_S
                 )
-            self._call(self.producer.commit_transaction, _TRANSACTION_S)
+            self._call(self.producer.commit_transaction)
         except KafkaException as error:
             cause: KafkaError = error.args[0]
             log.warning("transaction.failed", error=cause.str(), abort=cause.txn_requires_abort())
@@ -253,28 +296,40 @@ class JobLoop:
                 or not (cause.txn_requires_abort() or cause.retriable() or is_transient(cause))
             ):
                 raise Stop(f"the transaction cannot be ended: {cause.str()}") from error
-            self._call(self.producer.abort_transaction, _TRANSACTION_S)
-            return False
-        return True
+            self.health.beat()
+            self._call(self.producer.abort_transaction)
+            return cause
+        return None
 
-    def _call(self, call: Callable[[float], Any], timeout: float) -> None:
-        """A transactional call, repeated while the broker is away."""
+    def _call(self, call: Callable[[float], Any]) -> None:
+        """A transactional call, repeated while the broker is away. Raises KafkaException, and _Stopping on SIGTERM."""
         while True:
             try:
-                call(timeout)
+                call(_TRANSACTION_S)
             except KafkaException as error:
                 cause: KafkaError = error.args[0]
                 if cause.fatal() or cause.txn_requires_abort() or not (cause.retriable() or is_transient(cause)):
                     raise
                 log.warning("transaction.waiting", error=cause.str())
-                self.health.beat()
-                if self.stopping.wait(1):
-                    raise Stop("stopped while the broker was away") from error
+                self.health.doing = "waiting for Kafka"
+                self._wait()
             else:
                 return
 
+    def _wait(self) -> None:
+        self.health.beat()
+        if self.stopping.wait(1):
+            raise _Stopping
+
+    def _pause(self) -> None:
+        self.consumer.pause(self.consumer.assignment())
+
+    def _resume(self) -> None:
+        self.consumer.resume(self.consumer.assignment())
+
     def _assigned(self, _: Consumer, __: Sequence[TopicPartition]) -> None:
-        self.joined = True
+        self.joined = self.regained = True
+        self.handler.assigned()
 
     def _revoked(self, _: Consumer, __: Sequence[TopicPartition]) -> None:
         self.joined = False
