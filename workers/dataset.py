@@ -41,7 +41,9 @@ class Piece:
     held_out: NDArray[np.bool_]
 
 
-def collect(drift: DriftDetected | None, settings: Settings, say: Callable[[str], None]) -> Replayed:
+def collect(
+    drift: DriftDetected | None, previous: Sequence[TrainingWindow], settings: Settings, say: Callable[[str], None]
+) -> Replayed:
     """The drifted device's readings since the change, or everything for the first model, once there are enough.
 
     Raises Decline if they do not come in time, WindowExpired or Retry as `replay` does.
@@ -52,7 +54,7 @@ def collect(drift: DriftDetected | None, settings: Settings, say: Callable[[str]
     seen: Sequence[OffsetRange] = ()
     labelled, kinds = 0, 0
     while True:
-        ranges = _ranges_since(drift, settings)
+        ranges = ranges_since(drift, previous, settings)
         if ranges != seen:
             seen = ranges
             found = replay(settings, ranges, None if drift is None else drift.device)
@@ -64,10 +66,9 @@ def collect(drift: DriftDetected | None, settings: Settings, say: Callable[[str]
                 log.info("window.pinned", ranges=str(ranges), windows=labelled, activities=kinds)
                 return found
         if drift is not None and time.monotonic() > deadline:
-            reason = "too-few-rows" if labelled else "no-labels"
             raise Decline(
                 "not-trained",
-                reason,
+                "too-few-rows" if labelled else "no-labels",
                 f"{labelled} of {wanted} labelled windows of {kinds} of {activities} activities came within "
                 f"{settings.collect_seconds:g} s of the drift",
                 windows=labelled,
@@ -76,11 +77,31 @@ def collect(drift: DriftDetected | None, settings: Settings, say: Callable[[str]
         time.sleep(_POLL_S)
 
 
-def _ranges_since(drift: DriftDetected | None, settings: Settings) -> list[OffsetRange]:
+def ranges_since(
+    drift: DriftDetected | None, previous: Sequence[TrainingWindow], settings: Settings
+) -> list[OffsetRange]:
+    """Everything there is for the first model; for a drift, what has come since the change and nobody learned from."""
     if drift is None:
         return end_ranges(settings)
-    partition, start = drift.change_position.partition, drift.change_position.offset
+    partition = drift.change_position.partition
+    start = unlearned_from(drift, previous)
     return [OffsetRange(partition, start, max(start, end_ranges(settings, [partition])[0].end))]
+
+
+def unlearned_from(drift: DriftDetected, previous: Sequence[TrainingWindow]) -> int:
+    """The offset of the change, or the end of what an earlier version has learned of this device since.
+
+    A change is seen late. What the champion learned from in between would flatter it as recent data.
+    """
+    change = drift.change_position
+    ends = [
+        item.end
+        for window in previous
+        if window.device in (None, drift.device)
+        for item in window.ranges
+        if item.partition == change.partition
+    ]
+    return max(change.offset, *ends) if ends else change.offset
 
 
 def anchors(previous: Sequence[TrainingWindow], settings: Settings) -> list[Replayed]:

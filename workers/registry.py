@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from deploy.modelfiles import ALLOWED, SMOKE, SmokeCases, digest
-from schemas.errors import Retry, UserError
+from schemas.errors import Reject, Retry, UserError
 from schemas.events import ModelRegistered
 from schemas.settings import Settings
 
@@ -69,18 +69,36 @@ class Training:
 
 @contextmanager
 def world_may_fail() -> Iterator[None]:
-    """Turns "MLflow is not there" into Retry; what is wrong with the request stays an error."""
+    """Turns "MLflow is not there" into Retry and "it has no such thing" into Reject; other errors stay what they are.
+
+    Reject: `unknown-version` for a model, version or file that somebody has deleted.
+    """
     import requests
     from mlflow.exceptions import MlflowException
 
     try:
         yield
     except MlflowException as error:
-        if error.get_http_status_code() >= 500 or "Max retries exceeded" in str(error):
-            raise Retry(f"MLflow: {str(error).splitlines()[0][:300]}") from error
-        raise
-    except (requests.ConnectionError, requests.Timeout) as error:
+        if (named := _named(error.get_http_status_code(), error)) is None:
+            raise
+        raise named from error
+    except requests.HTTPError as error:
+        if (named := _named(0 if error.response is None else error.response.status_code, error)) is None:
+            raise
+        raise named from error
+    except requests.RequestException as error:
         raise Retry(f"MLflow does not answer: {error}") from error
+    except OSError as error:
+        raise Retry(f"a model's files cannot be kept here: {error}") from error
+
+
+def _named(status: int, error: Exception) -> Exception | None:
+    said = f"MLflow: {(str(error) or repr(error)).splitlines()[0][:300]}"
+    if status >= 500 or status in (401, 403, 408, 429) or "Max retries exceeded" in said:
+        return Retry(said)
+    if status == 404:
+        return Reject("unknown-version", said)
+    return None
 
 
 def connect(settings: Settings) -> MlflowClient:

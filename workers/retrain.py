@@ -12,22 +12,27 @@ from tempfile import mkdtemp
 
 import msgspec
 import structlog
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
 
 from schemas.envelope import Envelope, envelope
 from schemas.errors import Reject, Retry
 from schemas.events import DecisionMade, DriftDetected, ModelRegistered, QualityDegraded, event_id
 from schemas.settings import Settings
-from schemas.topology import DECISIONS, DRIFT, MODEL_REGISTERED, RETRAIN_GROUP
+from schemas.topology import ACTIVITY, DECISIONS, DRIFT, MODEL_REGISTERED, RETRAIN_GROUP
 from streams.current_model import CurrentModel
 from streams.eventlog import read_events
+from streams.kafka import client_config
 from workers.health import Health
 from workers.jobs import Done, Job, JobLoop, Output
-from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Declined, Result, Task
+from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, WAITING, Champion, Declined, Result, Task
 from workers.startup import begin, now, stop_on_signals, wait_for_topics
 
 log = structlog.get_logger()
 
 SOURCE = "driftloop/retrain"
+# The poll loop waits for it, and /live says no after 30 s.
+_HISTORY_S = 15.0
 
 
 class Retrainer:
@@ -42,6 +47,13 @@ class Retrainer:
         self.health = health
         self.current = current
         self.registered: list[ModelRegistered] | None = None
+        # Not the system's: what a kill -9 leaves there, the next start removes.
+        self.scratch = settings.home.resolve() / "work" / f"{settings.namespace}retrain-{settings.slot}"
+        rmtree(self.scratch, ignore_errors=True)
+
+    def assigned(self) -> None:
+        """Another worker may have registered versions meanwhile."""
+        self.registered = None
 
     def start(self, envelope: Envelope) -> Job:
         """A training, or the decision not to have one."""
@@ -66,7 +78,9 @@ class Retrainer:
         """With no model at all, the first labelled readings train the first one."""
         if self._history():
             return None
-        return ChildJob(self, None, self._task(event_id("first", self.settings.namespace, self.settings.model), None))
+        # With the topic's own id: an MLflow that outlives a Kafka knows first models of other readings.
+        first = event_id("first", self.settings.namespace, self.settings.model, _topic_id(self.settings))
+        return ChildJob(self, None, self._task(first, None))
 
     def committed(self, outputs: Sequence[Output]) -> None:
         """Remember what was registered."""
@@ -75,13 +89,15 @@ class Retrainer:
                 self._history().append(output.event.event)
 
     def _history(self) -> list[ModelRegistered]:
+        """All registrations of our model, oldest first. Raises Retry if Kafka does not tell them in time."""
         if self.registered is None:
+            deadline = time.monotonic() + _HISTORY_S
+            found = list(read_events(self.settings, [MODEL_REGISTERED], stopping=lambda: time.monotonic() > deadline))
+            if time.monotonic() > deadline:
+                raise Retry(f"{MODEL_REGISTERED.name} could not be read within {_HISTORY_S:g} s")
+            events = [logged.envelope.event for logged in found if logged is not None]
             self.registered = [
-                logged.envelope.event
-                for logged in read_events(self.settings, [MODEL_REGISTERED])
-                if logged is not None
-                and isinstance(logged.envelope.event, ModelRegistered)
-                and logged.envelope.event.model == self.settings.model
+                event for event in events if isinstance(event, ModelRegistered) and event.model == self.settings.model
             ]
         return self.registered
 
@@ -136,6 +152,17 @@ class Retrainer:
         )
 
 
+def _topic_id(settings: Settings) -> str:
+    """What tells this activity topic from one of the same name before or elsewhere. Raises Retry."""
+    name = settings.topic(ACTIVITY)
+    try:
+        admin = AdminClient(client_config(settings))
+        asked = admin.describe_topics(TopicCollection([name]), request_timeout=10)
+        return str(asked[name].result().topic_id)
+    except KafkaException as error:
+        raise Retry(f"{name} cannot be described: {error.args[0].str()}") from error
+
+
 def _covering(drift: DriftDetected, history: Sequence[ModelRegistered]) -> ModelRegistered | None:
     """The version that has already learned from this device's readings up to the drift, if there is one."""
     for registered in reversed(history):
@@ -155,12 +182,16 @@ class ChildJob:
         self.retrainer = retrainer
         self.cause = cause
         self.task = task
-        self.folder = Path(mkdtemp(prefix="driftloop-retrain-"))
-        (self.folder / TASK).write_bytes(msgspec.json.encode(task))
-        command = [sys.executable, "-m", "workers.retrain_job", str(self.folder)]
-        # The child reads its end of stdin to learn that we are gone.
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE)
-        self.training_since: float | None = None
+        try:
+            retrainer.scratch.mkdir(parents=True, exist_ok=True)
+            self.folder = Path(mkdtemp(dir=retrainer.scratch))
+            (self.folder / TASK).write_bytes(msgspec.json.encode(task))
+            command = [sys.executable, "-m", "workers.retrain_job", str(self.folder)]
+            # The child reads its end of stdin to learn that we are gone.
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE)
+        except OSError as error:
+            raise Retry(f"a training cannot be started in {retrainer.scratch}: {error}") from error
+        self.working_since = time.monotonic()
 
     def poll(self) -> Sequence[Output] | None:
         """See workers.jobs.Job."""
@@ -182,14 +213,14 @@ class ChildJob:
     def _still_running(self) -> Sequence[Output] | None:
         phase = self._phase()
         self.retrainer.health.doing = phase
-        if phase.startswith("collecting") or phase == "starting":
+        if phase.startswith(WAITING):
+            self.working_since = time.monotonic()
             return None
-        self.training_since = self.training_since or time.monotonic()
         limit = self.retrainer.settings.train_seconds
-        if time.monotonic() - self.training_since < limit:
+        if time.monotonic() - self.working_since < limit:
             return None
         self.cancel()
-        return self._told(Result(declined=Declined("failed", "deadline", f"training took longer than {limit:g} s")))
+        return self._told(Result(declined=Declined("failed", "deadline", f"{phase} took longer than {limit:g} s")))
 
     def _told(self, result: Result) -> list[Output]:
         outputs = self.retrainer.outputs(self.cause, result, self.task)

@@ -11,24 +11,29 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from shutil import rmtree
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
 import structlog
 
 from schemas.activity import ACTIVITIES
-from schemas.errors import Retry, UserError
+from schemas.errors import Reject, Retry, UserError
 from schemas.events import CandidateScore, ChampionScore, ModelRegistered
 from schemas.settings import Settings, load_settings
 from streams.features import FEATURES, FEATURES_WITHOUT_ROTATION, features
+from streams.kafka import backoff
 from streams.replay import Replayed, WindowExpired
 from streams.windows import Floats, Ints
 from workers.dataset import Piece, all_have_rotation, anchors, collect, piece_of
 from workers.logs import configure_logging
 from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Decline, Declined, Result, Task
+
+if TYPE_CHECKING:
+    from workers.evaluation import Scores
 
 log = structlog.get_logger()
 
@@ -38,18 +43,44 @@ def run(task: Task, settings: Settings, folder: Path) -> Result:
     from workers import registry
 
     client = registry.connect(settings)
-    known = registry.registered_for(client, settings.model, task.event_id)
+    known = _registered_before(task, settings, client)
     if known is not None:
-        log.info("training.known", version=known.version)
         return Result(registered=known)
-    registry.close_unfinished(client, settings.model, task.event_id)
     try:
-        recent = collect(task.drift, settings, lambda text: _say(folder, text))
+        recent = collect(task.drift, task.previous, settings, lambda text: _say(folder, text))
         return _train(task, settings, recent, client, folder)
     except Decline as decline:
         return Result(declined=decline.declined)
     except WindowExpired as expired:
         return Result(declined=Declined("not-trained", "window-expired", str(expired)))
+
+
+def _registered_before(task: Task, settings: Settings, client: Any) -> ModelRegistered | None:
+    """What an earlier attempt at this task has registered; its open runs are closed if it got less far."""
+    from workers import registry
+
+    known = registry.registered_for(client, settings.model, task.event_id)
+    if known is None:
+        registry.close_unfinished(client, settings.model, task.event_id)
+    else:
+        log.info("training.known", version=known.version)
+    return known
+
+
+_Answer = TypeVar("_Answer")
+
+
+def _patiently(folder: Path, record: Callable[[], _Answer]) -> _Answer:
+    """What `record` returns, once MLflow is there: a training is not done again because its record has to wait."""
+    for wait in backoff(1, 20):
+        _say(folder, "registering")
+        try:
+            return record()
+        except Retry as error:
+            log.warning("registering.retry", wait_s=round(wait, 1), error=str(error))
+            _say(folder, f"waiting: {error}")
+            time.sleep(wait)
+    raise AssertionError("backoff ends never")
 
 
 def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder: Path) -> Result:
@@ -72,7 +103,7 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
 
     champion = None
     if task.champion is not None:
-        champion = _champion_scores(task.champion, client, settings, names, held_recent, held_anchor, folder)
+        champion = _champion_scores(task.champion, client, settings, now, before, folder)
         _decline_if_unhurt(champion, task.champion, settings)
 
     def labelled(pieces: Sequence[Piece]) -> Labelled:
@@ -149,7 +180,7 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
     )
     numbers = {"seconds": round(time.monotonic() - begun, 1)}
     if not verdict.promote:
-        registry.record_rejected(training, settings.model)
+        _patiently(folder, lambda: registry.record_rejected(training, settings.model))
         numbers |= _numbers("challenger", scores[best.name])
         numbers |= {} if champion is None else _numbers("champion", champion)
         raise Decline("rejected", verdict.reason, verdict.detail, **numbers)
@@ -176,9 +207,13 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
         digest="",
         caused_by=[] if task.drift is None else [task.event_id],
     )
-    _say(folder, "registering")
     winner = registry.Winner(best.pipeline, names, held_recent[0])
-    return Result(registered=registry.register(client, settings.model, training, winner, draft))
+
+    def registered() -> ModelRegistered:
+        known = _registered_before(task, settings, client)
+        return known or registry.register(client, settings.model, training, winner, draft)
+
+    return Result(registered=_patiently(folder, registered))
 
 
 def _stacked(parts: Sequence[tuple[Floats, Ints]]) -> tuple[Floats, Ints]:
@@ -194,32 +229,45 @@ def _predicted(pipeline: Any, table: Floats) -> Ints:
 
 
 def _champion_scores(
-    champion: Champion,
-    client: Any,
-    settings: Settings,
-    names: Sequence[str],
-    held_recent: tuple[Floats, Ints],
-    held_anchor: tuple[Floats, Ints],
-    folder: Path,
-) -> Any:
-    """The champion on the very windows that the challengers are scored on; None if it wants other features."""
+    champion: Champion, client: Any, settings: Settings, now: Piece, before: Sequence[Piece], folder: Path
+) -> Scores:
+    """The champion on the very windows that the challengers are scored on, by the features that it wants.
+
+    Raises Decline if it cannot be had: nothing then shows that another model is better.
+    """
     from deploy.modelfiles import load, smoke_cases, verify
     from workers import registry
     from workers.evaluation import Scores, macro_f1
 
-    files = registry.download(client, f"models:/{settings.model}/{champion.version}", folder / "champion")
-    verify(files, champion.digest)
-    if smoke_cases(files).columns != list(names):
-        log.warning("champion.other-features", version=champion.version)
-        return None
-    pipeline = load(files)
-    anchor = macro_f1(held_anchor[1], _predicted(pipeline, held_anchor[0])) if len(held_anchor[1]) else None
-    return Scores(macro_f1(held_recent[1], _predicted(pipeline, held_recent[0])), anchor)
+    try:
+        files = registry.download(client, f"models:/{settings.model}/{champion.version}", folder / "champion")
+        verify(files, champion.digest)
+        pipeline, columns = load(files), smoke_cases(files).columns
+    except Reject as reject:
+        detail = f"version {champion.version} serves, but cannot be compared with: {reject}"
+        raise Decline("failed", "champion-unusable", detail) from reject
+    if unknown := set(columns) - set(FEATURES):
+        detail = f"version {champion.version} wants features that are not made here: {', '.join(sorted(unknown)[:5])}"
+        raise Decline("failed", "champion-unusable", detail)
+
+    def f1(pieces: Sequence[Piece]) -> float | None:
+        table, labels = _stacked(
+            [(features(piece.values[piece.held_out], columns), piece.labels[piece.held_out]) for piece in pieces]
+        )
+        if not len(labels):
+            return None
+        # Where it lacks rotationRate, it cannot answer, which is as bad as a wrong answer.
+        answers, can = np.full(len(labels), len(ACTIVITIES)), np.isfinite(table).all(1)
+        if can.any():
+            answers[can] = _predicted(pipeline, table[can])
+        return macro_f1(labels, answers)
+
+    return Scores(f1([now]), f1(before))
 
 
-def _decline_if_unhurt(scores: Any, champion: Champion, settings: Settings) -> None:
+def _decline_if_unhurt(scores: Scores, champion: Champion, settings: Settings) -> None:
     """A drift that does not hurt the champion needs no retraining: it is as good on the drifted data as before."""
-    if scores is None or scores.recent is None or scores.anchor is None:
+    if scores.recent is None or scores.anchor is None:
         return
     if scores.recent >= scores.anchor - settings.promote_margin:
         raise Decline(
@@ -252,12 +300,13 @@ def _say(folder: Path, phase: str) -> None:
     (folder / PHASE).write_text(phase)
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(folder: Path) -> None:
     """End when the worker that started us is gone: it holds the other end of stdin."""
 
     def wait() -> None:
         while os.read(0, 1):  # not sys.stdin, whose lock a thread that ends late would hold
             pass
+        rmtree(folder, ignore_errors=True)  # nobody else will
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
@@ -265,7 +314,7 @@ def _end_with_parent() -> None:
 
 def main(folder: Path) -> int:
     """Run the folder's task; the exit code."""
-    _end_with_parent()
+    _end_with_parent(folder)
     settings = load_settings()
     configure_logging(settings)
     structlog.contextvars.bind_contextvars(process="retrain-job")

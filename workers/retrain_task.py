@@ -10,6 +10,8 @@ from schemas.events import DriftDetected, ModelRegistered, TrainingWindow
 
 RETRY_EXIT: Final = 75  # EX_TEMPFAIL
 TASK, RESULT, PHASE = "task.json", "result.json", "phase"
+# How a phase begins in which the child only waits; what is not that has a deadline.
+WAITING: Final = ("collecting", "waiting")
 
 
 class Champion(msgspec.Struct):
