@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import httpx
 from confluent_kafka import KafkaException, TopicPartition
@@ -96,22 +96,40 @@ def _mlflow(settings: Settings) -> Finding:
         return Finding("MLflow", True, f"{uri} (no server)")
     try:
         # Not /health, which answers even where the server refuses our Host header.
-        reply = httpx.post(f"{uri}/api/2.0/mlflow/experiments/search", json={"max_results": 1}, timeout=5)
-    except httpx.HTTPError as error:
+        url = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/search"
+        reply = httpx.post(url, json={"max_results": 1}, timeout=5, trust_env=not _is_local(url))
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding(
             "MLflow", False, f"{uri} does not answer ({error}); `driftloop up`, or check MLFLOW_TRACKING_URI"
         )
     if reply.status_code == 403:
         return Finding("MLflow", False, f"{uri} refuses the host name; start it with --allowed-hosts naming it")
+    if reply.is_success and "experiments" not in _content(reply):
+        return Finding("MLflow", False, f"{uri} is no MLflow server; check MLFLOW_TRACKING_URI")
     return Finding("MLflow", reply.is_success, f"{uri} answers {reply.status_code}")
+
+
+def _is_local(url: str) -> bool:
+    """A proxy from the environment is for the outside world, not for this machine."""
+    return httpx.URL(url).host in ("localhost", "127.0.0.1", "::1")
+
+
+def _content(reply: httpx.Response) -> dict[str, Any]:
+    """The JSON object of an answer; empty if it is none."""
+    try:
+        content = reply.json()
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _endpoint(settings: Settings) -> Finding:
     if settings.router_port == 0:
         return Finding("endpoint", False, "no router is known: `driftloop up` starts one, or set DRIFTLOOP_ROUTER_PORT")
     try:
-        reply = httpx.get(f"{settings.router_url}/version", timeout=5)
-    except httpx.HTTPError as error:
+        url = f"{settings.router_url}/version"
+        reply = httpx.get(url, timeout=5, trust_env=not _is_local(url))
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding("endpoint", False, f"{settings.router_url} does not answer ({error}); is `run router` running?")
     if reply.status_code == 503:
         return Finding("endpoint", True, f"{settings.router_url}, no model deployed yet")
@@ -119,7 +137,10 @@ def _endpoint(settings: Settings) -> Finding:
         return Finding(
             "endpoint", False, f"{settings.router_url} answers {reply.status_code}; see the deploy worker's log"
         )
-    return Finding("endpoint", True, f"{settings.router_url} serves version {reply.json().get('version')}")
+    version = _content(reply).get("version")
+    if version is None:
+        return Finding("endpoint", False, f"{settings.router_url} is no router of ours; set DRIFTLOOP_ROUTER_PORT")
+    return Finding("endpoint", True, f"{settings.router_url} serves version {version}")
 
 
 def _disk(settings: Settings) -> Finding:

@@ -46,6 +46,17 @@ REASONS: Final = {
     "training-failed": "the training failed",
     "deadline": "the training took too long",
     "quality": "a sensor's fault is mended, not learned",
+    "no-held-out-data": "too little was held out to compare on",
+    "champion-unusable": "the model in service cannot be compared with",
+    "older-version": "a newer version serves already",
+    "unknown-version": "the registry does not know it",
+    "digest-mismatch": "its files are not those that were registered",
+    "unsafe-model": "loading it could run foreign code",
+    "schema": "its name, version or digest is not well-formed",
+    "crashed": "its server ended by itself",
+    "not-ready": "its server did not become ready",
+    "wrong-model": "another model answers at its address",
+    "smoke": "it answers otherwise than when it was trained",
 }
 
 
