@@ -22,7 +22,7 @@ import structlog
 
 from schemas.activity import ACTIVITIES
 from schemas.errors import Reject, Retry, UserError
-from schemas.events import CandidateScore, ChampionScore, ModelRegistered
+from schemas.events import CandidateScore, ChampionScore, ModelRegistered, event_id
 from schemas.settings import Settings, load_settings
 from streams.features import FEATURES, FEATURES_WITHOUT_ROTATION, features
 from streams.kafka import backoff
@@ -92,7 +92,8 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
 
     _say(folder, "training")
     begun = time.monotonic()
-    seed = (int(task.event_id[:8], 16) + settings.training_seed) % 2**31
+    # Hashed once more: an id that somebody else has given need not be hexadecimal.
+    seed = (int(event_id("seed", task.event_id)[:8], 16) + settings.training_seed) % 2**31
     now = piece_of(recent, settings)
     before = [piece_of(replayed, settings) for replayed in anchors(task.previous, settings)]
     names = FEATURES if all_have_rotation([now, *before]) else FEATURES_WITHOUT_ROTATION

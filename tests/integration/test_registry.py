@@ -1,0 +1,92 @@
+"""The registry against a real MLflow: looked up before made, and its failures named."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+import pytest
+
+from schemas.errors import Reject, Retry
+from tests.integration.worker_processes import changed, registered_version
+from workers import registry
+
+
+@pytest.fixture
+def ready(settings, mlflow_uri):
+    return changed(settings, model=f"m{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture
+def client(ready):
+    return registry.connect(ready)
+
+
+def aliases(client, settings):
+    return {name: str(version) for name, version in client.get_registered_model(settings.model).aliases.items()}
+
+
+def test_what_was_registered_for_an_event_is_found_again_as_it_was_told(ready, client):
+    """A redelivered event must lead to the same version and the same content, to the byte."""
+    assert registry.registered_for(client, ready.model, "event") is None
+    made = registered_version(ready, "event")
+    assert registry.registered_for(client, ready.model, "event") == made
+    assert registry.registered_for(client, ready.model, "another") is None
+    assert registry.registered_for(client, f"{ready.model}-x", "event") is None
+
+
+def test_aliases_say_who_serves_who_may_come_and_where_to_go_back_to(ready, client):
+    """People and programs resolve `models:/…@champion`; doing it again changes nothing."""
+    registered_version(ready, "a")
+    registered_version(ready, "b")
+    assert aliases(client, ready) == {"challenger": "2"}
+    for _ in range(2):
+        registry.set_champion(client, ready.model, "1", None)
+        assert aliases(client, ready) == {"champion": "1", "challenger": "2"}
+    for _ in range(2):
+        registry.set_champion(client, ready.model, "2", "1")
+        assert aliases(client, ready) == {"champion": "2", "previous": "1"}
+
+
+def test_runs_that_a_crash_left_open_are_ended_as_failed_and_no_others(ready, client):
+    """A run that looks alive for ever hides the ones that are."""
+    registered_version(ready, "done")
+    experiment = client.get_experiment_by_name(ready.model).experiment_id
+    opened = {name: client.create_run(experiment, tags={"drift.event_id": name}).info.run_id for name in ("a", "b")}
+    registry.close_unfinished(client, ready.model, "a")
+    assert client.get_run(opened["a"]).info.status == "FAILED"
+    assert client.get_run(opened["b"]).info.status == "RUNNING"
+    registry.close_unfinished(client, "no-such-model", "a")
+
+
+def test_what_somebody_has_deleted_is_rejected_by_name_instead_of_asked_for_again(ready, client, tmp_path):
+    """Nothing will bring it back, so waiting for it would block all that comes after."""
+    made = registered_version(ready, "event")
+    client.delete_model_version(ready.model, made.version)
+    with pytest.raises(Reject, match="unknown-version"):
+        registry.download(client, f"models:/{ready.model}/{made.version}", tmp_path)
+    with pytest.raises(Reject, match="unknown-version"):
+        registry.set_champion(client, ready.model, made.version, None)
+    with pytest.raises(Reject, match="unknown-version"):
+        registry.set_champion(client, "no-such-model", "1", None)
+
+
+def test_an_mlflow_that_is_away_is_a_retry_within_seconds(ready, client, monkeypatch):
+    """MLflow's own patience is four minutes, in which a worker could not even be stopped."""
+    away = registry.connect(changed(ready, mlflow_tracking_uri="http://127.0.0.1:1"))
+    try:
+        begun = time.monotonic()
+        with pytest.raises(Retry, match="MLflow"):
+            registry.registered_for(away, ready.model, "event")
+        assert time.monotonic() - begun < 15
+    finally:
+        registry.connect(ready)
+
+
+def test_a_disk_that_is_full_is_waited_for(ready, client, tmp_path):
+    """Room can be made; a model that was refused for want of it would never be deployed."""
+    made = registered_version(ready, "event")
+    full = tmp_path / "full"
+    full.write_text("a file where a folder should be")
+    with pytest.raises(Retry, match="cannot be kept here"):
+        registry.download(client, f"models:/{ready.model}/{made.version}", full / "folder")
