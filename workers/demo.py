@@ -52,7 +52,7 @@ def run_demo(settings: Settings, *, data: Path | None, keep: bool, as_json: bool
     if as_json:
         from rich.console import Console
 
-        console = Console(stderr=True, highlight=False)
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
     home = settings.home / "demo"
     stack = stacks.stack(load_settings(home=home))
     script = write_script(data)

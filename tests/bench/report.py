@@ -32,7 +32,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
 def show(measured: Measurement, to: Path | None) -> None:
     """Print the measurement, and write it if asked."""
     machine = {"cores": os.cpu_count(), "python": platform.python_version()}
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=160)
     console.print(f"[bold]{measured.name}[/] {measured.settings} on {machine}")
     if measured.rows:
         table = Table(*measured.rows[0], box=None, header_style="bold")
