@@ -154,7 +154,7 @@ class JobLoop:
                 settings,
                 **{
                     "transactional.id": slot,
-                    # What a frozen broker does not answer blocks a transactional call for so long, whatever its timeout.
+                    # What a frozen broker does not answer blocks a transactional call for so long, whatever it asks
                     "socket.timeout.ms": 10_000,
                     "topic.metadata.propagation.max.ms": 5_000,  # topics are made beforehand
                 },
@@ -196,7 +196,7 @@ class JobLoop:
             self.regained = False
             self._resume()
         if message is not None and (self.job is not None or self.message is not None):
-            # Fetched before the pause took hold: it comes again afterwards.
+            # Fetched before the pause took hold, or while a job between events runs: it comes again afterwards.
             self.consumer.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
             message = None
         if message is not None:
@@ -210,8 +210,6 @@ class JobLoop:
                 self._finish(outputs)
         except Retry as error:
             self.job = None
-            if self.message is None:
-                self._resume()  # what is done between events must not keep them away
             wait = next(self.waits)
             self.again_at = time.monotonic() + wait
             self.health.doing = f"waiting: {error}"
@@ -226,8 +224,6 @@ class JobLoop:
         if self.message is None:
             if self.consumer.assignment():  # whoever owns no partition has nothing to decide
                 self.job = self.handler.idle()
-            if self.job is not None:
-                self._pause()  # an event that comes now waits for its end
             return
         envelope = decode(self.message.key(), self.message.value(), self.message.headers())
         log.info("job.starting", id=envelope.id, kind=type(envelope.event).__name__, subject=envelope.subject)
