@@ -13,7 +13,7 @@ demo: $(VENV)/run.stamp  ## the whole loop on this machine, in about two minutes
 	$(BIN)/driftloop demo $(DEMO)
 
 test: check  ## all checks and tests
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 check: $(VENV)/dev.stamp  ## format, lint, types, layers
 	$(BIN)/ruff format --check .
