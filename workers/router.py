@@ -14,6 +14,7 @@ from schemas.errors import UserError
 from schemas.events import ModelDeployed
 from schemas.settings import Settings
 from streams.current_model import CurrentModel
+from streams.kafka import client_config
 from workers.startup import begin
 
 log = structlog.get_logger()
@@ -23,6 +24,7 @@ def run(settings: Settings) -> None:
     """Run until SIGTERM. It serves its last known route whether or not Kafka is there."""
     if settings.router_port == 0:
         raise UserError("the router needs a port to keep: set DRIFTLOOP_ROUTER_PORT")
+    client_config(settings)  # says in one line that no Kafka is known; a broker that is away is another matter
     health = begin("router", settings)
     settings.home.mkdir(parents=True, exist_ok=True)
     router = Router(settings.home / "route.json")
