@@ -15,6 +15,7 @@ from typing import Any
 
 import faust
 import structlog
+from faust.types import TP
 from mode.supervisors import CrashingSupervisor
 
 from schemas.envelope import encode, envelope
@@ -31,6 +32,7 @@ from streams import state as device_state
 from streams.deadletters import dead_letter_headers, fitting
 from streams.detectors import DETECTORS
 from streams.gate import Record, Rejection
+from streams.position import KafkaLog, Position
 from streams.processor import Drift, Outcome, Processor
 from streams.state import DeviceState
 
@@ -57,10 +59,12 @@ class Watcher:
         self.activity = app.topic(settings.topic(ACTIVITY), **raw)
         self.drift = app.topic(settings.topic(DRIFT), **raw)
         self.dead_letters = app.topic(settings.topic(dead_letters(ACTIVITY)), **raw)
+        self.position = Position(KafkaLog(settings), self._rewind)
         self.pending: list[Any] = []
         self.pending_bytes = 0
         self.processors: dict[int, Processor] = {}
         self.lock = asyncio.Lock()
+        self.closed = False
         self.turned = time.monotonic()
 
     def forget(self) -> None:
@@ -68,9 +72,25 @@ class Watcher:
         self.pending.clear()
         self.pending_bytes = 0
         self.processors.clear()
+        self.position.forget()
+
+    async def close(self) -> None:
+        """Finish the checkpoint that is under way and begin no other one.
+
+        Before partitions go to another owner: a state written after that owner's would be what the next recovery begins
+        with, although it is the older one.
+        """
+        async with self.lock:
+            self.closed = True
+            self.forget()
 
     async def take(self, event: Any) -> None:
         """Take one record in; a checkpoint every `checkpoint_readings` of them or CHECKPOINT_BYTES."""
+        message = event.message
+        if message.generation_id != self.app.consumer_generation_id:
+            return  # delivered again to whoever owns the partition now
+        if not await self.position.expects(message.partition, message.offset):
+            return
         self.pending.append(event)
         self.pending_bytes += len(event.message.value or b"")
         if len(self.pending) >= self.settings.checkpoint_readings or self.pending_bytes >= CHECKPOINT_BYTES:
@@ -78,24 +98,43 @@ class Watcher:
 
     async def checkpoint(self) -> None:
         """Work off the records taken in, make the effects durable, let their offsets be committed."""
+        # Once begun it is finished, even if the task is cancelled: see `close`.
+        await asyncio.shield(self._checkpoint())
+
+    async def _checkpoint(self) -> None:
         async with self.lock:
             self.turned = time.monotonic()
             generation = self.app.consumer_generation_id
-            if self.app.rebalancing:
+            # Faust delivers before it says that a rebalance has ended, and that is not delivered again: it is kept.
+            if self.closed or self.app.rebalancing:
+                return
+            if any(event.message.generation_id != generation for event in self.pending):
                 self.forget()
                 return
-            # What an earlier generation delivered is delivered again; what this one did is not.
-            events = [event for event in self.pending if event.message.generation_id == generation]
-            self.pending, self.pending_bytes = [], 0
+            events, self.pending, self.pending_bytes = self.pending, [], 0
             runs: dict[int, list[Any]] = {}
             for event in events:
                 runs.setdefault(event.message.partition, []).append(event.message)
             for partition, messages in runs.items():
                 records = [_record(message) for message in messages]
                 await self._make_durable(partition, self._processor(partition).process(records))
-            if self.app.consumer_generation_id == generation:
-                for event in events:
-                    event.ack()
+            if runs and self.app.consumer_generation_id == generation:
+                await self._commit({messages[-1].tp: messages[-1].offset + 1 for messages in runs.values()})
+
+    async def _rewind(self, partition: int, offset: int) -> None:
+        place = TP(self.activity.get_topic_name(), partition)
+        if place in self.app.consumer.assignment():
+            await self.app.consumer.seek(place, offset)
+
+    async def _commit(self, offsets: dict[Any, int]) -> None:
+        """Commit what is durable, and nothing else.
+
+        Faust's own bookkeeping of acknowledgements takes the holes that its reordering leaves for processed records
+        and commits past them, so no event is ever acknowledged to it.
+        """
+        consumer = self.app.consumer
+        if await consumer._commit(offsets):  # the one way to commit an offset of one's choice
+            consumer._committed_offset.update(offsets)  # its own checks of progress look at it
 
     def _processor(self, partition: int) -> Processor:
         processor = self.processors.get(partition)
@@ -179,12 +218,43 @@ def _record(message: Any) -> Record:
     return Record(message.offset, timestamp, message.key, message.value, tuple(pairs))
 
 
+class _Forgetful(dict[Any, Any]):
+    """Faust's last read offset of each partition, always None for one topic."""
+
+    def __init__(self, topic: str, known: dict[Any, Any]) -> None:
+        super().__init__(known)
+        self.topic = topic
+
+    def __getitem__(self, place: Any) -> Any:
+        return None if place.topic == self.topic else self.get(place)
+
+
+class _App(faust.App):  # type: ignore[misc]  # no types published
+    watcher: Watcher | None = None
+
+    def _new_consumer(self) -> Any:
+        """A consumer that hands over all that it is given: `Position` decides what is new.
+
+        Faust's own memory of what it has read drops, as old, records that it has gone back for.
+        """
+        consumer = super()._new_consumer()
+        assert self.watcher is not None
+        consumer._read_offset = _Forgetful(self.watcher.activity.get_topic_name(), consumer._read_offset)
+        return consumer
+
+    async def _stop_consumer(self) -> None:
+        """Leave the group only once nothing more is written for it."""
+        if self.watcher is not None:
+            await self.watcher.close()
+        await super()._stop_consumer()
+
+
 def create_app(
     settings: Settings, partitions: int, model_version: Callable[[], str | None] = lambda: None
 ) -> tuple[Any, Watcher]:
     """The Faust app and what it watches with. partitions: how many `activity` has, and so its state's changelog."""
     assert settings.kafka_bootstrap is not None
-    app = faust.App(
+    app = _App(
         f"{settings.namespace}{AGENT_GROUP}",
         broker=";".join(f"kafka://{server.strip()}" for server in settings.kafka_bootstrap.split(",")),
         broker_credentials=_credentials(settings),
@@ -208,7 +278,9 @@ def create_app(
         datadir=settings.home / "faust",
     )
     table = app.Table(DEVICES_TABLE, partitions=partitions, key_type=bytes, value_type=bytes)
-    watcher = Watcher(app, settings, table, model_version)
+    watcher = app.watcher = Watcher(app, settings, table, model_version)
+
+    activity = settings.topic(ACTIVITY)
 
     async def watch(stream: Any) -> None:
         async for event in stream.noack().events():
@@ -216,15 +288,17 @@ def create_app(
 
     async def checkpoint() -> None:
         await watcher.checkpoint()
+        if not app.rebalancing:
+            await watcher.position.tend()
 
     async def forget_on_revoke(app: Any, revoked: Any, **_: Any) -> None:
-        # A checkpoint under way is finished first: its state would otherwise be written after the next owner's, and
-        # the next recovery would begin with the older one.
-        async with watcher.lock:
+        async with watcher.lock:  # as in `close`
             watcher.forget()
 
     async def forget_on_recovery() -> None:
         watcher.forget()
+        owned = sorted(place.partition for place in app.consumer.assignment() if place.topic == activity)
+        log.info("agent.assigned", partitions=owned)
 
     app.agent(watcher.activity, name="activity", concurrency=1)(watch)
     app.timer(interval=settings.checkpoint_seconds)(checkpoint)

@@ -111,7 +111,7 @@ def _runs(settings: Settings, topic: str, wanted: OffsetRange, stopping: Callabl
         consumer.assign([place])
         silent = 0
         while not stopping():
-            messages = consumer.consume(_RUN, timeout=1.0)
+            messages = consumer.consume(_RUN, timeout=0.2)  # which a run that is not full waits out
             if any(
                 message.error() is not None and message.error().code() == KafkaError._AUTO_OFFSET_RESET
                 for message in messages
@@ -126,7 +126,7 @@ def _runs(settings: Settings, topic: str, wanted: OffsetRange, stopping: Callabl
             ):
                 return
             silent = 0 if messages else silent + 1
-            if silent >= 30:
+            if silent >= 150:
                 raise Retry(f"{topic}/{wanted.partition} gave nothing for 30 s")
     except KafkaException as error:
         raise Retry(f"{topic}/{wanted.partition}: {error.args[0].str()}") from error

@@ -11,6 +11,7 @@ import structlog
 from schemas.errors import Retry
 from schemas.settings import Settings
 from streams import topics
+from streams.kafka import wait_for_broker
 from workers.health import Health
 from workers.logs import configure_logging
 
@@ -47,6 +48,9 @@ def wait_for_topics(settings: Settings, health: Health, stopping: threading.Even
     health.doing = "waiting for Kafka and its topics"
     while not stopping.is_set():
         health.beat()
+        wait_for_broker(settings, stopping=lambda: _beat(health, stopping))
+        if stopping.is_set():
+            return
         try:
             problems = topics.check(settings, stopping=lambda: _beat(health, stopping))
         except Retry as error:  # the broker went away between two questions
