@@ -82,7 +82,10 @@ def ready(settings: Settings) -> Settings:
 
 
 def answered(settings: Settings) -> list[str]:
-    return [each.root for each in events(settings, DECISIONS)]
+    try:
+        return [each.root for each in events(settings, DECISIONS)]
+    except Retry:  # a broker that has just thawed
+        return []
 
 
 def after(settings: Settings) -> int:

@@ -129,10 +129,10 @@ def test_a_worker_that_hangs_is_restarted(dummy):
 def test_the_health_watch_of_a_running_stack_asks_its_processes(dummy):
     log = homes.log_of(dummy.stack.home, supervisor.HEALTH)
     eventually(lambda: supervisor.connect(dummy.stack.home).info()["worker"]["statename"] == "RUNNING")
-    time.sleep(6)  # one tick: it must have been seen alive
+    time.sleep(12)  # a tick or two: it must have been seen alive
     (dummy.sick / "live").touch()
     try:
-        eventually(lambda: "health.failed" in log.read_text())
+        eventually(lambda: "health.failed" in log.read_text(), seconds=60)
     finally:
         (dummy.sick / "live").unlink()
 
