@@ -105,13 +105,17 @@ def read(settings: Settings, topic: Topic) -> list[Any]:
     """All records of the topic as they are, partition by partition."""
     consumer = Consumer(reader_config(settings, **{"enable.partition.eof": True, "auto.offset.reset": "earliest"}))
     name, found = settings.topic(topic), []
-    partitions = sorted(consumer.list_topics(name, timeout=10).topics[name].partitions)
-    for partition in partitions:
-        consumer.assign([TopicPartition(name, partition, 0)])
-        while (message := consumer.poll(10)) is not None and message.error() is None:
+    open_ends = set(consumer.list_topics(name, timeout=10).topics[name].partitions)
+    consumer.assign([TopicPartition(name, partition, 0) for partition in open_ends])
+    while open_ends:
+        message = consumer.poll(10)
+        assert message is not None, f"{name} gave nothing"
+        if message.error() is None:
             found.append(message)
+        else:
+            open_ends.discard(message.partition())
     consumer.close()
-    return found
+    return sorted(found, key=lambda message: (message.partition(), message.offset()))
 
 
 def behind(settings: Settings) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from schemas.activity import ACTIVITIES, CHANNELS
 from streams.adwin import AdaptiveWindow
-from streams.confirmed import STRETCH_WINDOWS, ConfirmedDetector
+from streams.confirmed import COOLDOWN_S, STRETCH_WINDOWS, ConfirmedDetector
 from streams.detectors import DETECTORS
 from streams.drift import Change
 from streams.inject import apply, parse_drift
@@ -150,6 +150,18 @@ def test_changing_the_activity_alone_is_no_drift():
     assert detector.observe(empty_readings(), windows(alternating(12))) == []
     assert detector.observe(empty_readings(), windows([0] * 300, first=144)) == []
     assert detector.observe(empty_readings(), windows([2] * 300, first=444)) == []
+
+
+def test_two_alarms_of_a_device_are_five_minutes_apart():
+    """A sensor that comes loose drifts again and again; it is one thing to look at."""
+    detector = ConfirmedDetector()
+    detector.observe(empty_readings(), windows(alternating(12)))
+    alarms = []
+    for turn, shift in enumerate((0.9, -0.9, 0.9, -0.9)):
+        swinging = windows(alternating(12), shift=shift, first=144 * (turn + 1))
+        alarms += sorted({item.ts for item in detector.observe(empty_readings(), swinging)})
+    assert alarms
+    assert (np.diff(alarms) >= COOLDOWN_S).all()
 
 
 def test_after_an_alarm_windows_are_counted_on():
