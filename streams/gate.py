@@ -227,11 +227,6 @@ def accept(decoded: Decoded, records: Sequence[Record], last_ts: float, known: P
     )
 
 
-def check(decoded: Decoded, records: Sequence[Record], last_ts: float, _: Readings) -> Passed:
-    """`accept` without a device's history, as the serving app asks for it."""
-    return accept(decoded, records, last_ts, nothing_known())
-
-
 def _prints(ts: Floats, values: Floats) -> Prints:
     """(n,) 32 bits that tell a reading from a device's others; only a late one is ever looked up (multiply-shift)."""
     columns = np.column_stack([ts, np.where(np.isnan(values), 1e9, values)]) + 0.0  # -0.0 is 0.0

@@ -13,12 +13,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import httpx
+import psutil
 
 from deploy.local import orphans
 from schemas.activity import ACTIVITIES, CHANNEL_NAMES, SAMPLE_RATE_HZ
@@ -195,10 +196,8 @@ class _Demo:
         """Resident memory of the stack's processes now; the peak is reported."""
         total = 0
         for each in orphans.marked(self.home.resolve()):
-            try:
+            with suppress(psutil.Error):  # a process that ended meanwhile weighs nothing
                 total += each.process.memory_info().rss
-            except Exception:  # noqa: BLE001, S112  a process that ended meanwhile weighs nothing
-                continue
         self.report.peak_mib = max(self.report.peak_mib, round(total / _MIB))
 
     def _await_route(self, version: str) -> None:

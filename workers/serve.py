@@ -15,8 +15,8 @@ from deploy.serving import create_app, listen, served
 from schemas.activity import CHANNEL_NAMES, ROTATION, Reading
 from schemas.errors import Reject
 from streams.features import FEATURES, FEATURES_WITHOUT_ROTATION, features
-from streams.gate import Decoded, Record, add, check
-from streams.windows import Floats, cut, empty_readings
+from streams.gate import Decoded, Record, accept, add, nothing_known
+from streams.windows import Floats, cut
 
 _NEED_ROTATION: Final = "the model was trained with rotationRate; send it with every reading"
 
@@ -32,7 +32,7 @@ def featurise(readings: list[Reading], columns: tuple[str, ...]) -> tuple[Floats
     decoded, records = Decoded(), [Record(index, None, None, None) for index in range(len(readings))]
     for index, reading in enumerate(readings):
         add(decoded, reading, index)
-    passed = check(decoded, records, float("-inf"), empty_readings())
+    passed = accept(decoded, records, float("-inf"), nothing_known())
     for rejection in passed.rejections:
         field, _, problem = rejection.reason.partition(" ")
         where = f"readings[{rejection.record.offset}].{field}"
