@@ -135,7 +135,7 @@ def test_a_message_of_20_mb_and_one_larger_than_any_topic_once_decompressed_are_
 @pytest.mark.parametrize("detector", ["raw"])
 def test_compressed_messages_are_read(raw, agent, detector):
     """Sensors compress as their client likes."""
-    parts = np.array_split(np.arange(3000), 5)
+    parts = np.array_split(np.arange(12_000), 5)
     whole = person(60)[0]
     for codec, rows in zip(("gzip", "snappy", "lz4", "zstd", "none"), parts, strict=True):
         send(raw, messages([whole.chosen(rows)], 25), **{"compression.type": codec, "linger.ms": 50})
