@@ -24,7 +24,7 @@ from deploy.local.stack import Stack
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY, AGENT_GROUP, AGENT_STATE, DRIFT, TOPICS, Topic
 from streams import topics
-from streams.kafka import client_config, reader_config
+from streams.kafka import client_config, producer_config, reader_config
 from streams.producer import messages
 from streams.recording import Recording
 from tests.integration.agent_process import Agent
@@ -122,7 +122,8 @@ def send(settings: Settings, recordings: Iterable[Recording], outgoing: Iterable
     partition_of = {
         recording.device.encode(): number % ACTIVITY.partitions for number, recording in enumerate(recordings)
     }
-    producer = Producer(client_config(settings, **{"acks": "1", "linger.ms": 20, "batch.num.messages": 5000}))
+    # Idempotent for the order's sake: the first request to a new topic may need a retry, and would be overtaken.
+    producer = Producer(producer_config(settings, **{"linger.ms": 20, "batch.num.messages": 5000}))
     topic, count = settings.topic(ACTIVITY), 0
     for key, value in outgoing:
         while True:
@@ -233,32 +234,32 @@ class CatchUp:
     seconds: float
 
 
-def catch_up(commits: Commits, running: list[BenchAgent], *, share: float = 0.95, seconds: float = 600) -> CatchUp:
-    """From the moment at which the agents are ready, or have committed, until all is committed.
+def catch_up(
+    commits: Commits, running: list[BenchAgent], *, share: float = 0.95, to_the_end: bool = True, seconds: float = 600
+) -> CatchUp:
+    """From the moment at which the agents are ready until all is committed, or `share` of it.
 
     The speed is taken when `share` is committed, as the peers take theirs: the last few wait for the agent's timer.
     """
     end = commits.end()
-    wait_until(lambda: all(agent.ready for agent in running) or commits.committed() > 0, 120, "ready", running)
     wait_until(lambda: all(agent.ready for agent in running), 120, "ready", running)
-    began, before, spent = time.perf_counter(), commits.committed(), sum(agent.cpu_s for agent in running)
+    before, began, spent = commits.committed(), time.perf_counter(), sum(agent.cpu_s for agent in running)
     reached: tuple[float, int] | None = None
+    at = before
 
     def done() -> bool:
-        nonlocal reached
-        now, at = time.perf_counter(), commits.committed()
+        nonlocal reached, at
+        at, now = commits.committed(), time.perf_counter()
         if reached is None and at >= share * end:
             reached = now, at
-        return at >= end
+        return at >= end if to_the_end else reached is not None
 
-    wait_until(done, seconds, "all committed", running)
+    wait_until(done, seconds, "readings committed", running)
     assert reached is not None
-    until, at = reached
-    return CatchUp(
-        (at - before) / end / (until - began),
-        (sum(agent.cpu_s for agent in running) - spent) / max(1 - before / end, 1e-9),
-        until - began,
-    )
+    until, by_then = reached
+    worked = max(at - before, 1)
+    cpu = (sum(agent.cpu_s for agent in running) - spent) / worked * end
+    return CatchUp(max(by_then - before, 0) / end / (until - began), cpu, until - began)
 
 
 def records(settings: Settings, topic: Topic) -> Iterator[tuple[bytes, bytes | None, float]]:
