@@ -39,6 +39,8 @@ def eventually(ask: Callable[[], _Answer], seconds: float = 40, what: str = "it"
 class Agent:
     """`driftloop run agent` in a process of its own, with these settings; more: as environment variables."""
 
+    program: tuple[str, ...] = ("-m", "workers.cli", "run", "agent")
+
     def __init__(self, settings: Settings, **more: str) -> None:
         settings.home.mkdir(parents=True, exist_ok=True)
         self.log_file = settings.home / f"agent-{time.monotonic_ns()}.log"
@@ -52,7 +54,7 @@ class Agent:
         }
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workers.cli", "run", "agent"],
+                [sys.executable, *self.program],
                 env=environment | more,
                 stdout=log,
                 stderr=log,
