@@ -32,7 +32,8 @@ POINTS = (
 FROZEN_AT = ("before-state-write", "after-drift-send", "before-commit", "after-decode")
 PROGRESS_S = 90.0
 POINT_S = 40.0
-REBALANCE_AFTER_S = 8.0
+BOOT_S = 8.0  # more than an agent needs to have its partitions
+REBALANCE_AFTER_S = 10.0
 ZOMBIE_S = 12.0  # past the 10 s session
 FREEZE_S = 45.0
 _POLL_S = 0.1
@@ -178,14 +179,20 @@ class Scene:
 # Each fault fills in its row.
 
 
-def killed(scene: Scene, row: Row, slots: Sequence[Slot]) -> None:
-    """kill -9 at a random moment under load."""
+def killed(scene: Scene, row: Row, slots: Sequence[Slot], again: bool) -> None:
+    """kill -9 at a random moment under load; again: those that come instead, too, while they start."""
     scene.busy()
     at = 0.0
     for slot in slots:
         at = scene.kill(slot)
         time.sleep(scene.rng.uniform(0, 0.5))
-    row.seconds = scene.moved(scene.check(row), at)
+    before = scene.check(row)
+    if again:
+        time.sleep(scene.rng.uniform(2, 6))
+        for slot in slots:
+            at = scene.kill(slot)
+        before = scene.check(row)
+    row.seconds = scene.moved(before, at)
 
 
 def at_points(scene: Scene, row: Row, points: dict[str, str]) -> None:
@@ -197,11 +204,13 @@ def at_points(scene: Scene, row: Row, points: dict[str, str]) -> None:
             if code != 0:
                 row.note += f" SIGTERM gave {code}"
             armed[slot.name] = scene.start(slot, **{VARIABLE: points[slot.name]})
-    scene.traffic.burst(scene.burst)
     began = at = time.monotonic()
     waiting = dict(armed)
-    shaken = False
+    bursting = shaken = False
     while waiting:
+        if not bursting and (time.monotonic() - began > BOOT_S or all(map(_assigned, waiting.values()))):
+            bursting = True
+            scene.traffic.burst(scene.burst)
         for slot in scene.slots:
             agent = waiting.get(slot.name)
             if agent is None:
@@ -223,10 +232,12 @@ def at_points(scene: Scene, row: Row, points: dict[str, str]) -> None:
                 if slot.name not in waiting and slot.agent is not None:
                     scene.stop(slot)
                     scene.start(slot)
-        if time.monotonic() - began > REBALANCE_AFTER_S and not scene.traffic.bursting:
-            scene.traffic.burst(scene.burst // 4)
         time.sleep(_POLL_S / 2)
     row.seconds = scene.moved(scene.check(row), at)
+
+
+def _assigned(agent: Agent) -> bool:
+    return "agent.assigned" in agent.log
 
 
 def terminated(scene: Scene, row: Row, slot: Slot, alone: bool) -> None:
@@ -255,11 +266,12 @@ def zombie(scene: Scene, row: Row, slot: Slot, point: str | None, then_kill: Slo
         scene.stop(slot)
         agent = scene.start(slot, ("-m", "tests.chaos.frozen", point))
         process = psutil.Process(agent.process.pid)
-        scene.traffic.burst(scene.burst)
-        deadline = time.monotonic() + POINT_S
-        while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
-            if not scene.traffic.bursting:
-                scene.traffic.burst(scene.burst // 4)
+        began = time.monotonic()
+        bursting = False
+        while process.status() != psutil.STATUS_STOPPED and time.monotonic() - began < POINT_S:
+            if not bursting and (time.monotonic() - began > BOOT_S or _assigned(agent)):
+                bursting = True
+                scene.traffic.burst(scene.burst)
             time.sleep(_POLL_S)
         if process.status() != psutil.STATUS_STOPPED:
             row.note = f"{point} not reached, frozen at random"

@@ -31,85 +31,113 @@ _BURST_SHARE = 0.6  # of a fault's readings; the rest comes while the agents rec
 _RECOVERY_S = 16.0
 
 
-def plan(name: str, kills: int, rng: random.Random) -> Iterator[tuple[str, int, Any]]:
+def plan(name: str, kills: int, rng: random.Random, at: Sequence[str] = POINTS) -> list[tuple[str, int, Any]]:
     """Faults as (name, kills, how to do it) until so many kills are planned.
 
-    full: all faults by turns. short: every kind once, two kills at a time. kills, points: only those, each alone.
-    calm: no fault.
+    full: all faults by turns, the points over and over. short: every kind once, several kills at a time.
+    kills, points: only those, each alone. calm: no fault. at: the named points to choose from.
     """
     if name == "calm":
-        return
-    points = list(POINTS)
-    rng.shuffle(points)
-    frozen = list(FROZEN_AT)
-    nth = partial(rng.randint, 1, 5)
-    done = number = 0
-    while done < kills:
-        both = name == "short" or (name == "full" and rng.random() < 0.4)
-        wanted = min(2 if both else 1, kills - done)
-        slots = rng.sample("ab", wanted)
-        other = _other_fault(name, number, frozen, rng)
-        number += 1
-        if other is not None:
-            done += other[1]
-            yield other
-        elif name == "points" or (name != "kills" and (number % 2 or name == "short") and points):
-            chosen = {}
-            for slot in slots:
-                point = points.pop(0)
-                if name == "full":
-                    points.append(point)
-                once = point in ("in-rebalance", "in-recovery")
-                chosen[slot] = f"{point}:{1 if once else nth()}"
-                if not points:
-                    break
-            done += len(chosen)
-            yield "points " + " ".join(chosen.values()), len(chosen), partial(_points, chosen)
-            if name == "points" and not points:
-                return
-        else:
-            done += wanted
-            yield "kill -9" + " of both" * (wanted == 2), wanted, partial(_kill, slots)
-
-
-def _other_fault(name: str, number: int, frozen: list[str], rng: random.Random) -> tuple[str, int, Any] | None:
-    """A fault that is not simply a kill, every now and then."""
-    slot = rng.choice("ab")
-    point = frozen[number // 12 % len(frozen)]
-    zombie = ("zombie", 0, partial(_zombie, slot, None, False))
-    frozen_at = (f"zombie at {point}", 1, partial(_zombie, slot, f"{point}:{rng.randint(2, 4)}", True))
-    sigterm = ("SIGTERM", 0, partial(_term, slot, rng.random() < 0.5))
-    killed = ("broker kill -9", 0, faults.broker_killed)
-    absent = ("broker absent at start", 0, faults.broker_absent)
-    hangs = ("broker frozen 45 s", 0, faults.broker_frozen)
+        return []
     if name == "short":
-        return {3: sigterm, 6: frozen_at, 8: killed, 10: absent}.get(number)
-    if name == "full":
-        turns = {4: sigterm, 7: zombie, 10: frozen_at, 13: sigterm, 16: killed, 19: frozen_at, 22: hangs, 25: absent}
-        return turns.get(number % 27)
-    return None
+        return _short(kills, rng)
+    found: list[tuple[str, int, Any]] = []
+    points, frozen, number = _endless(at, rng), _endless(FROZEN_AT, rng), 0
+    while (left := kills - sum(planned for _, planned, _ in found)) > 0:
+        number += 1
+        slots = rng.sample("ab", 2 if left > 1 and name == "full" and rng.random() < 0.4 else 1)
+        if name == "full" and (other := _OTHERS.get(number % _CYCLE)) is not None:
+            found.append(other(rng, frozen))
+        elif name == "points" or (name == "full" and number % 2):
+            found.append(_at_points({slot: _nth(next(points), rng) for slot in slots}))
+        else:
+            found.append(_kill(slots, again=left > 3 and name == "full" and rng.random() < 0.2))
+    return found
+
+
+def _short(kills: int, rng: random.Random) -> list[tuple[str, int, Any]]:
+    points = [_nth(point, rng) for point in POINTS]
+    rng.shuffle(points)
+    # Those at the start of an agent together: they take no load.
+    points.sort(key=lambda point: not point.startswith("in-re"))
+    found = [_at_points(dict(zip("ab", points[at : at + 2], strict=False))) for at in range(0, len(points), 2)]
+    found += [other(rng, _endless(FROZEN_AT, rng)) for other in (_sigterm, _frozen_at, _broker_killed, _absent)]
+    while sum(planned for _, planned, _ in found) < kills:
+        found.append(_kill(["a", "b"], again=True))
+    rng.shuffle(found)
+    return found
+
+
+def _endless(names: Sequence[str], rng: random.Random) -> Iterator[str]:
+    while True:
+        yield from rng.sample(names, len(names))
+
+
+def _nth(point: str, rng: random.Random) -> str:
+    return f"{point}:{1 if point.startswith('in-re') else rng.randint(1, 5)}"
+
+
+# A fault: its name, the kills that it counts for, what does it.
+
+
+def _at_points(chosen: dict[str, str]) -> tuple[str, int, Any]:
+    return "at " + ", ".join(chosen.values()), len(chosen), partial(faults.at_points, points=chosen)
+
+
+def _kill(names: Sequence[str], again: bool) -> tuple[str, int, Any]:
+    times = 2 if again else 1
+    name = "kill -9" + " of both" * (len(names) == 2) + " and of their successors" * again
+    return name, times * len(names), lambda scene, row: faults.killed(scene, row, _slots(scene, names), again)
+
+
+def _sigterm(rng: random.Random, _: Iterator[str]) -> tuple[str, int, Any]:
+    name, alone = rng.choice("ab"), rng.random() < 0.5
+    return "SIGTERM", 0, lambda scene, row: faults.terminated(scene, row, _slots(scene, name)[0], alone)
+
+
+def _zombie(rng: random.Random, _: Iterator[str]) -> tuple[str, int, Any]:
+    name = rng.choice("ab")
+    return "zombie", 0, lambda scene, row: faults.zombie(scene, row, _slots(scene, name)[0], None, None)
+
+
+def _frozen_at(rng: random.Random, points: Iterator[str]) -> tuple[str, int, Any]:
+    """The agent that has taken over is killed as the zombie wakes: what that one wrote would then count."""
+    name, other = rng.sample("ab", 2)
+    point = f"{next(points)}:{rng.randint(2, 4)}"
+
+    def do(scene: Scene, row: Row) -> None:
+        faults.zombie(scene, row, _slots(scene, name)[0], point, _slots(scene, other)[0])
+
+    return f"zombie at {point}, kill -9 of the other", 1, do
+
+
+def _broker_killed(*_: Any) -> tuple[str, int, Any]:
+    return "broker kill -9", 0, faults.broker_killed
+
+
+def _broker_frozen(*_: Any) -> tuple[str, int, Any]:
+    return "broker frozen", 0, faults.broker_frozen
+
+
+def _absent(*_: Any) -> tuple[str, int, Any]:
+    return "broker absent at start", 0, faults.broker_absent
+
+
+_CYCLE = 27
+_OTHERS = {
+    4: _sigterm,
+    7: _zombie,
+    10: _frozen_at,
+    13: _sigterm,
+    16: _broker_killed,
+    19: _frozen_at,
+    22: _broker_frozen,
+    25: _absent,
+}
 
 
 def _slots(scene: Scene, names: Sequence[str]) -> list[Any]:
     return [slot for slot in scene.slots if slot.name in names]
-
-
-def _kill(names: Sequence[str], scene: Scene, row: Row) -> None:
-    faults.killed(scene, row, _slots(scene, names))
-
-
-def _points(chosen: dict[str, str], scene: Scene, row: Row) -> None:
-    faults.at_points(scene, row, chosen)
-
-
-def _term(name: str, alone: bool, scene: Scene, row: Row) -> None:
-    faults.terminated(scene, row, _slots(scene, name)[0], alone)
-
-
-def _zombie(name: str, point: str | None, then_kill: bool, scene: Scene, row: Row) -> None:
-    (slot,) = _slots(scene, name)
-    (other,) = [each for each in scene.slots if each is not slot]
-    faults.zombie(scene, row, slot, point, other if then_kill else None)
 
 
 def run(
@@ -121,6 +149,7 @@ def run(
     rate: float,
     name: str,
     folder: Path,
+    at: Sequence[str] = POINTS,
     program: Sequence[str] = AGENT,
     tell: Any = print,
     settings: Settings | None = None,
@@ -130,7 +159,7 @@ def run(
     Faults of the broker need a broker of our own.
     """
     rng = random.Random(seed)
-    faults_planned = list(plan(name, kills, rng))
+    faults_planned = plan(name, kills, rng, at)
     budget = readings / (len(faults_planned) + 1)
     burst = round(budget * _BURST_SHARE)
     broker = Broker(folder / "stack") if settings is None else None
@@ -193,7 +222,7 @@ def _measured(
         "raw_duplicates": verdict.raw_duplicates,
         "missing_ids": verdict.missing_ids,
         "extra_ids": verdict.extra_ids,
-        "worst_takeover_s": worst("kill", "points", "zombie"),
+        "worst_takeover_s": worst("kill", "at ", "zombie"),
         "worst_restart_s": worst("SIGTERM"),
         "worst_sigterm_s": max((row.exit_seconds for row in rows if row.exit_seconds is not None), default=0.0),
         "worst_after_broker_s": worst("broker"),
@@ -224,6 +253,7 @@ def main() -> None:
     arguments.add_argument("--detector", default="raw", choices=("raw", "per-feature", "confirmed"))
     arguments.add_argument("--rate", type=float, default=3_000, help="readings a second while a fault happens")
     arguments.add_argument("--plan", default="full", choices=PLANS)
+    arguments.add_argument("--at", nargs="+", default=POINTS, choices=POINTS, metavar="POINT", help="only these points")
     arguments.add_argument("--planted", help="run the agent with this bug of tests.chaos.planted")
     arguments.add_argument("--keep", type=Path, help="work in this folder and leave it")
     given = arguments.parse_args()
@@ -239,6 +269,7 @@ def main() -> None:
         rate=given.rate,
         name=given.plan,
         folder=folder,
+        at=given.at,
         program=program,
         tell=partial(print, flush=True),
     )
