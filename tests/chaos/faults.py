@@ -30,6 +30,7 @@ POINTS = (
     "while-dead-lettering",
 )
 FROZEN_AT = ("before-state-write", "after-drift-send", "before-commit", "after-decode")
+RECOVERY_S = 30.0
 PROGRESS_S = 90.0
 POINT_S = 40.0
 BOOT_S = 8.0  # more than an agent needs to have its partitions
@@ -74,10 +75,16 @@ class Scene:
     judge: Judge
     rng: random.Random
     program: Sequence[str]
-    burst: int
+    burst: int = 0
     environment: dict[str, str] = field(default_factory=dict)
     slots: tuple[Slot, Slot] = field(default_factory=lambda: (Slot("a"), Slot("b")))
     restarts: list[str] = field(default_factory=list)
+
+    def ration(self, faults_left: int) -> None:
+        """Share what is left to send among the faults to come: most of it while one happens, the rest after it."""
+        share = (self.traffic.count - self.traffic.sent) / (faults_left + 1)
+        self.burst = round(share * 0.6)
+        self.traffic.trickle = share * 0.4 / RECOVERY_S
 
     # agents
 
@@ -163,6 +170,12 @@ class Scene:
 
         self.wait(ask, PROGRESS_S, "no progress")
         return time.monotonic() - begun
+
+    def drained(self) -> None:
+        """Return once all that was sent is committed."""
+        self.wait(
+            lambda: self.judge.group.committed() == self.judge.group.ends() is not None, PROGRESS_S, "not drained"
+        )
 
     def busy(self) -> None:
         """A burst of readings, and a random moment in it."""
@@ -284,13 +297,17 @@ def zombie(scene: Scene, row: Row, slot: Slot, point: str | None, then_kill: Slo
     at = time.monotonic()
     row.seconds = scene.moved(scene.check(row), at)
     time.sleep(max(0.0, ZOMBIE_S - (time.monotonic() - at)))
-    scene.traffic.burst(scene.burst // 2)
+    if then_kill is not None:
+        scene.traffic.pause()  # nothing comes that would cover up what the zombie writes
+        scene.drained()
     agent.process.send_signal(signal.SIGCONT)
-    time.sleep(scene.rng.uniform(0.2, 2))
+    time.sleep(scene.rng.uniform(1, 3))
     if then_kill is not None:
         scene.kill(then_kill)
-        row.note += " successor killed"
-    scene.moved(scene.check(row), at)
+        scene.traffic.resume()
+    before = scene.check(row)
+    scene.traffic.burst(scene.burst // 2)
+    scene.moved(before, at)
 
 
 def broker_killed(scene: Scene, row: Row) -> None:

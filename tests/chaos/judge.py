@@ -11,11 +11,8 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY, AGENT_GROUP, AGENT_STATE, DRIFT, Topic
-from streams import state
-from streams.detectors import DETECTORS
-from streams.gate import Record
 from streams.kafka import client_config, reader_config
-from streams.processor import Processor
+from tests.chaos.core import Core, Record, last_offset
 from tests.integration.agent_process import DEAD_LETTERS
 
 _ASK_S = 10.0
@@ -88,17 +85,7 @@ class Truth:
         self.due_drifts: dict[int, deque[tuple[int, str]]] = defaultdict(deque)
         self.due_letters: dict[int, deque[int]] = defaultdict(deque)
         self.due_states: dict[int, deque[tuple[int, str]]] = defaultdict(deque)
-        self.processors = {
-            partition: Processor(
-                settings.topic(ACTIVITY),
-                partition,
-                model=settings.model,
-                load=lambda _: None,
-                fresh=DETECTORS[settings.detector],
-            )
-            for partition in self.tail.next
-        }
-        self.states: dict[str, bytes] = {}
+        self.cores = {partition: Core(settings, partition) for partition in self.tail.next}
         self.records = 0
 
     def follow(self) -> None:
@@ -108,7 +95,7 @@ class Truth:
             stamp = message.timestamp()[1] / 1000
             runs[message.partition()].append(Record(message.offset(), stamp, message.key(), message.value()))
         for partition, records in runs.items():
-            outcome = self.processors[partition].process(records)
+            outcome = self.cores[partition].process(records)
             self.records += len(records)
             rejected = {rejection.record.offset: rejection.reject_class for rejection in outcome.rejections}
             for drift in outcome.drifts:
@@ -121,7 +108,11 @@ class Truth:
                 if record.offset not in rejected:
                     assert record.key is not None
                     self.due_states[partition].append((record.offset, record.key.decode()))
-            self.states |= {device: state.encode(each) for device, each in outcome.changed.items()}
+
+    @property
+    def states(self) -> dict[str, bytes]:
+        """Each device's state, as it would be saved."""
+        return {device: blob for core in self.cores.values() for device, blob in core.states.items()}
 
 
 class Effects:
@@ -131,7 +122,7 @@ class Effects:
         self.drift = Tail(settings, DRIFT)
         self.letters = Tail(settings, DEAD_LETTERS)
         self.changelog = Tail(settings, AGENT_STATE)
-        self.fresh = DETECTORS[settings.detector]
+        self.settings = settings
         self.drifts: Counter[str] = Counter()
         self.dead: dict[tuple[int, int], set[str]] = defaultdict(set)
         self.dead_records = 0
@@ -155,11 +146,10 @@ class Effects:
                 continue
             device = message.key().decode()
             self.states[device] = message.value()
-            last_offset = state.decode(message.value(), self.fresh).last_offset
-            known = self.last_offset.get(device, -1)
-            if last_offset < known:
-                self.rewound.append(f"{device}: {last_offset} written after {known}")
-            self.last_offset[device] = max(known, last_offset)
+            offset, known = last_offset(message.value(), self.settings), self.last_offset.get(device, -1)
+            if offset < known:
+                self.rewound.append(f"{device}: {offset} written after {known}")
+            self.last_offset[device] = max(known, offset)
 
 
 @dataclass

@@ -27,8 +27,6 @@ from tests.chaos.traffic import Traffic
 
 AGENT = ("-m", "workers.cli", "run", "agent")
 PLANS = ("full", "short", "kills", "points", "calm")
-_BURST_SHARE = 0.6  # of a fault's readings; the rest comes while the agents recover
-_RECOVERY_S = 16.0
 
 
 def plan(name: str, kills: int, rng: random.Random, at: Sequence[str] = POINTS) -> list[tuple[str, int, Any]]:
@@ -61,7 +59,7 @@ def _short(kills: int, rng: random.Random) -> list[tuple[str, int, Any]]:
     # Those at the start of an agent together: they take no load.
     points.sort(key=lambda point: not point.startswith("in-re"))
     found = [_at_points(dict(zip("ab", points[at : at + 2], strict=False))) for at in range(0, len(points), 2)]
-    found += [other(rng, _endless(FROZEN_AT, rng)) for other in (_sigterm, _frozen_at, _broker_killed, _absent)]
+    found += [other(rng, _endless(FROZEN_AT, rng)) for other in (_sigterm, _frozen_at, _absent)]
     while sum(planned for _, planned, _ in found) < kills:
         found.append(_kill(["a", "b"], again=True))
     rng.shuffle(found)
@@ -160,8 +158,6 @@ def run(
     """
     rng = random.Random(seed)
     faults_planned = plan(name, kills, rng, at)
-    budget = readings / (len(faults_planned) + 1)
-    burst = round(budget * _BURST_SHARE)
     broker = Broker(folder / "stack") if settings is None else None
     if broker is not None:
         broker.start()
@@ -171,32 +167,30 @@ def run(
     settings = settings.model_copy(update={"home": folder / "agents", "detector": detector})
     topics.create(settings)
     judge = Judge(settings)
-    traffic = Traffic(settings, readings, seed, rate, max(50.0, (budget - burst) / _RECOVERY_S))
-    scene = Scene(settings, broker, traffic, judge, rng, program, burst)  # type: ignore[arg-type]
+    traffic = Traffic(settings, readings, seed, rate)
+    scene = Scene(settings, broker, traffic, judge, rng, program)  # type: ignore[arg-type]
     rows: list[Row] = []
     stuck = ""
     begun = time.monotonic()
     try:
         before = scene.committed()
         traffic.start()
-        traffic.burst(burst)
+        scene.ration(len(faults_planned))
+        traffic.burst(scene.burst)
         for slot in scene.slots:
             scene.start(slot)
         scene.moved(before, time.monotonic())
         for number, (fault, planned, do) in enumerate(faults_planned, 1):
             row = Row(number, fault, planned)
             rows.append(row)
+            scene.ration(len(faults_planned) - number)
             do(scene, row)
             tell(
                 f"{time.monotonic() - begun:7.1f} s  {number}/{len(faults_planned)} {fault}: moved after "
                 f"{row.seconds:.1f} s{f', early {row.too_early}' if row.too_early else ''} {row.note}"
             )
         traffic.finish()
-        scene.wait(
-            lambda: judge.group.committed() == judge.group.ends(),
-            60 + readings / 5_000,
-            "not all was worked off",
-        )
+        scene.drained()
     except Stuck as error:
         stuck = str(error)
         tell(f"STUCK: {stuck}")

@@ -75,17 +75,19 @@ def mistake(good: tuple[bytes, bytes], rng: random.Random) -> Message:
 
 
 class Traffic:
-    """A producer in a thread: `burst` lets it send at full rate, after which it goes on at a trickle."""
+    """A producer in a thread: `burst` lets it send at full rate, after which it goes on at `trickle` a second."""
 
-    def __init__(self, settings: Settings, count: int, seed: int, rate: float, trickle: float) -> None:
+    def __init__(self, settings: Settings, count: int, seed: int, rate: float) -> None:
         self.count = count
         self.rate = rate
-        self.trickle = trickle
+        self.trickle = 0.0
         self.sent = 0
         self.failed = 0
         self._source = readings(count, seed)
         self._burst_until = 0
         self._ends = threading.Event()
+        self._flows = threading.Event()
+        self._flows.set()
         self._topic = settings.topic(ACTIVITY)
         self._producer = Producer(
             producer_config(settings, **{"delivery.timeout.ms": 600_000, "queue.buffering.max.messages": 1_000_000})
@@ -94,6 +96,13 @@ class Traffic:
 
     def start(self) -> None:
         self._thread.start()
+
+    def pause(self) -> None:
+        """Send nothing until `resume`."""
+        self._flows.clear()
+
+    def resume(self) -> None:
+        self._flows.set()
 
     def burst(self, readings: int) -> None:
         """So many readings more at full rate."""
@@ -110,6 +119,7 @@ class Traffic:
     def finish(self) -> None:
         """Send the rest at full rate; returns when all is acknowledged."""
         self._burst_until = self.count
+        self._flows.set()
         self._thread.join()
         assert self._producer.flush(600) == 0
 
@@ -123,6 +133,9 @@ class Traffic:
         while not self._ends.is_set() and self.sent < self.count:
             time.sleep(_STEP_S)
             now = time.monotonic()
+            if not self._flows.is_set():
+                last = now
+                continue
             rate = self.rate if self.bursting else self.trickle
             allowed, last = min(allowed + rate * (now - last), rate), now
             while allowed >= 1 and self.sent < self.count:
