@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY
-from streams import processor, state
 from streams.detectors import DETECTORS
-
-try:
-    from streams.records import Record, chunk_of
-except ImportError:
-    from streams.gate import Record
-
-    chunk_of = list  # type: ignore[assignment]
-
-__all__ = ["Core", "Record", "last_offset"]
+from streams.processor import Outcome, Processor
+from streams.records import Record, chunk_of
 
 
 class Core:
     """One partition, undisturbed."""
 
     def __init__(self, settings: Settings, partition: int) -> None:
-        self.processor = processor.Processor(
+        self.processor = Processor(
             settings.topic(ACTIVITY),
             partition,
             model=settings.model,
@@ -33,18 +24,8 @@ class Core:
         )
         self.states: dict[str, bytes] = {}
 
-    def process(self, records: Sequence[Record]) -> Any:
+    def process(self, records: Sequence[Record]) -> Outcome:
         """The outcome: `drifts`, `rejections`, `readings`; states are kept, as they would be saved."""
         outcome = self.processor.process(chunk_of(records))
-        if hasattr(outcome, "changed"):
-            self.states |= {device: state.encode(each) for device, each in outcome.changed.items()}
-        else:
-            self.states |= self.processor.snapshot()
+        self.states |= self.processor.snapshot()
         return outcome
-
-
-def last_offset(blob: bytes, settings: Settings) -> int:
-    """The last record whose effects are in a saved state."""
-    if hasattr(state, "last_offset"):
-        return state.last_offset(blob)
-    return state.decode(blob, DETECTORS[settings.detector]).last_offset

@@ -12,7 +12,9 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY, AGENT_GROUP, AGENT_STATE, DRIFT, Topic
 from streams.kafka import client_config, reader_config
-from tests.chaos.core import Core, Record, last_offset
+from streams.records import Record
+from streams.state import last_offset
+from tests.chaos.core import Core
 from tests.integration.agent_process import DEAD_LETTERS
 
 _ASK_S = 10.0
@@ -122,7 +124,6 @@ class Effects:
         self.drift = Tail(settings, DRIFT)
         self.letters = Tail(settings, DEAD_LETTERS)
         self.changelog = Tail(settings, AGENT_STATE)
-        self.settings = settings
         self.drifts: Counter[str] = Counter()
         self.dead: dict[tuple[int, int], set[str]] = defaultdict(set)
         self.dead_records = 0
@@ -145,11 +146,11 @@ class Effects:
             if message.value() is None:
                 continue
             device = message.key().decode()
-            self.states[device] = message.value()
-            offset, known = last_offset(message.value(), self.settings), self.last_offset.get(device, -1)
-            if offset < known:
+            offset, known = last_offset(message.value()), self.last_offset.get(device, -1)
+            if offset < known:  # by a zombie; recovery must not go on from it
                 self.rewound.append(f"{device}: {offset} written after {known}")
-            self.last_offset[device] = max(known, offset)
+            else:
+                self.states[device], self.last_offset[device] = message.value(), offset
 
 
 @dataclass

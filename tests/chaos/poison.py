@@ -20,10 +20,11 @@ from schemas.topology import ACTIVITY
 from streams import topics
 from streams.kafka import producer_config
 from streams.producer import messages
+from streams.records import Record
 from streams.simulator import simulate
 from tests.bench.report import Measurement, parser, show
 from tests.chaos.broker import Broker
-from tests.chaos.core import Core, Record
+from tests.chaos.core import Core
 from tests.chaos.corpus import DUPLICATE, NOW, VALID, Case, cases
 from tests.chaos.judge import Group
 from tests.integration.agent_process import DEAD_LETTERS, Agent, eventually, read
