@@ -77,25 +77,37 @@ def _fresh() -> Any:
     return ADWIN()._helper
 
 
-def _running(sums: Floats, values: Floats) -> Floats:
-    """(3, n + 1, columns) counts, sums and sums of squares of values (n, columns) up to each row, going on from sums.
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What an ADWIN's window holds: how many values, their sum, and their squared deviations from the mean."""
 
-    Added up in the order of the rows, whatever the chunks: not pairwise, as `sum` would.
-    """
-    there = ~np.isnan(values)
-    known = np.where(there, values, 0.0)
-    steps = np.stack([there.astype(np.float64), known, known * known])
-    return np.add.accumulate(np.concatenate([sums[:, None], steps], axis=1), axis=1)
+    count: int
+    total: float
+    squares: float
+
+    def then(self, values: Sequence[float]) -> _Held:
+        """With values added as ADWIN itself adds them, one by one: bit for bit the same, wherever a chunk began."""
+        added = np.array(values)
+        total = np.add.accumulate(np.concatenate([[self.total], added]))
+        count = np.arange(self.count + 1, self.count + 1 + len(added), dtype=np.float64)
+        apart = added - total[:-1] / np.maximum(count - 1.0, 1.0)
+        steps = np.where(count > 1.0, (count - 1.0) * apart * apart / count, 0.0)
+        squares = np.add.accumulate(np.concatenate([[self.squares], steps]))
+        return _Held(self.count + len(added), float(total[-1]), float(squares[-1]))
 
 
-def _detection(adwin: Any, count: float, total: float, square: float) -> tuple[Detection, float]:
-    """The change that an ADWIN has just found, and its effect in standard deviations of what it had seen by then."""
-    width = int(adwin.get_width())
-    after = float(adwin.get_total()) / width if width else 0.0
-    earlier = count - width
-    before = (total - after * width) / earlier if earlier > 0 else after
-    sd = max(square / count - (total / count) ** 2, 0.0) ** 0.5
-    return Detection(before, after, width), abs(after - before) / max(sd, 1e-6)
+def _held(adwin: Any) -> _Held:
+    return _Held(int(adwin.get_width()), float(adwin.get_total()), float(adwin.get_variance()))
+
+
+def _detection(adwin: Any, before: _Held) -> tuple[Detection, float]:
+    """The change that an ADWIN has just found, and its effect in standard deviations of all that it held before."""
+    kept = _held(adwin)
+    after = kept.total / kept.count if kept.count else 0.0
+    dropped = before.count - kept.count
+    mean = (before.total - after * kept.count) / dropped if dropped > 0 else after
+    sd = (before.squares / before.count) ** 0.5
+    return Detection(mean, after, kept.count), abs(after - mean) / max(sd, 1e-6)
 
 
 class _AdwinBank:
@@ -105,7 +117,6 @@ class _AdwinBank:
         self.config = config
         self.names = names
         self.adwins = [_fresh() for _ in names]
-        self.sums = np.zeros((3, len(names)))  # of 1, the value and its square, since each column's last change
         self.ts: Floats = np.empty(0)  # of the last values, to name the change point
         self.offsets: Ints = np.empty(0, np.int64)
         self.history = history
@@ -118,19 +129,20 @@ class _AdwinBank:
         earlier = len(self.ts)
         known_ts, known_offsets = np.concatenate([self.ts, ts]), np.concatenate([self.offsets, offsets])
         self.ts, self.offsets = known_ts[-self.history :], known_offsets[-self.history :]
-        sums = _running(self.sums, values)
+        absent = np.isnan(values).any(0).tolist()
         found = []
         for number, column in enumerate(values.T):
-            rows = np.flatnonzero(~np.isnan(column)) if sums[0, -1, number] - sums[0, 0, number] < len(column) else None
-            left = iter((column if rows is None else column[rows]).tolist())
-            length = left.__length_hint__()
-            while True in map(self.adwins[number].update, left):
-                at = length - left.__length_hint__() - 1
+            rows = np.flatnonzero(~np.isnan(column)) if absent[number] else None
+            series = (column if rows is None else column[rows]).tolist()
+            adwin, first = self.adwins[number], 0
+            held = _held(adwin)
+            left = iter(series)
+            while True in map(adwin.update, left):
+                at = len(series) - left.__length_hint__() - 1
                 row = at if rows is None else int(rows[at])
-                found.append((row, number, *_detection(self.adwins[number], *sums[:, row + 1, number].tolist())))
-                self.adwins[number] = _fresh()
-                sums[:, row + 1 :, number] = _running(np.zeros((3, 1)), column[row + 1 :, None])[:, :, 0]
-        self.sums = sums[:, -1].copy()
+                found.append((row, number, *_detection(adwin, held.then(series[first : at + 1]))))
+                adwin = self.adwins[number] = _fresh()
+                first, held = at + 1, _held(adwin)
         return [
             self._change(number, detection, effect, earlier + row, known_ts, known_offsets)
             for row, number, detection, effect in sorted(found, key=lambda item: item[:2])
@@ -154,13 +166,12 @@ class _AdwinBank:
 
     def dump(self) -> Any:
         adwins = [adwin.__getstate__() for adwin in self.adwins]
-        return [adwins, self.sums.tobytes(), self.ts.tobytes(), self.offsets.tobytes()]
+        return [adwins, self.ts.tobytes(), self.offsets.tobytes()]
 
     def load(self, state: Any) -> None:
-        adwins, sums, ts, offsets = state
+        adwins, ts, offsets = state
         for adwin, blob in zip(self.adwins, adwins, strict=True):
             restore(adwin, blob)
-        self.sums = np.frombuffer(sums, np.float64).reshape(self.sums.shape).copy()
         self.ts, self.offsets = np.frombuffer(ts, np.float64), np.frombuffer(offsets, np.int64)
 
 

@@ -70,8 +70,6 @@ _NUMBERS: Final = slice(1, 2 + len(CHANNELS))
 _ORDER: Final = [_Row.__struct_fields__[_NUMBERS].index(name) for name in _CHANNEL_FIELDS]
 _numbers: Final = itemgetter(_NUMBERS)
 _channels: Final = attrgetter(*_CHANNEL_FIELDS)
-_device: Final = attrgetter("device")
-_act: Final = attrgetter("act")
 _decode_row: Final = msgspec.json.Decoder(_Row).decode
 _decode_reading: Final = msgspec.json.Decoder(Reading).decode
 _decode_batch: Final = msgspec.json.Decoder(ReadingBatch).decode
@@ -187,104 +185,105 @@ def decode_chunk(chunk: Chunk, codes: dict[str, int]) -> tuple[Rows, list[Reject
 
     `codes` is asked for the code of each valid device name (its `__missing__` may make one).
     """
-    decoded = _decoded(chunk)
+    decoded, unsure = _decoded(chunk)
     rejections: list[Rejection] = []
-    if None in decoded:
-        for index, message in enumerate(decoded):
-            if message is None:
-                record = chunk.record(index)
-                try:
-                    decoded[index] = decode(record)
-                except Reject as reject:
-                    rejections.append(Rejection(record, reject.reject_class, reject.reason))
-    kinds = set(map(type, decoded))
-    parts = [_rows_of_singles(decoded, codes)] if _Row in kinds or not kinds - {type(None)} else []
-    if Reading in kinds:
-        parts.append(_rows_of_readings([(i, item) for i, item in enumerate(decoded) if type(item) is Reading], codes))
-    if ReadingBatch in kinds:
-        parts.append(
-            _rows_of_batches([(i, item) for i, item in enumerate(decoded) if type(item) is ReadingBatch], codes)
-        )
+    for index in unsure:
+        record = chunk.record(index)
+        try:
+            decoded[index] = decode(record)
+        except Reject as reject:
+            decoded[index] = None
+            rejections.append(Rejection(record, reject.reject_class, reject.reason))
+    if not unsure:
+        return _rows_of(type(decoded[0]) if decoded else _Row, decoded, np.arange(len(decoded)), codes), rejections
+    parts = [_rows_of(_Row, [], np.empty(0, np.int64), codes)]
+    for kind in (_Row, Reading, ReadingBatch):
+        chosen = [index for index, item in enumerate(decoded) if type(item) is kind]
+        if chosen:
+            parts.append(_rows_of(kind, [decoded[index] for index in chosen], np.array(chosen), codes))
     return _joined(parts), rejections
 
 
-def _decoded(chunk: Chunk) -> list[Any]:
-    """A `_Row` or a batch for each record that is certainly one; None where `decode` has to look closer."""
-    decoded = _by_the_thousand(chunk.values)
+def _decoded(chunk: Chunk) -> tuple[list[Any], list[int]]:
+    """A `_Row` or a batch for each record that is certainly one, and the indices at which `decode` has to look."""
+    decoded, unsure = _by_the_thousand(chunk.values)
+    looked = set(unsure)
     if max(map(len, filter(None, chunk.values)), default=0) > MAX_MESSAGE_BYTES:
-        for index, value in enumerate(chunk.values):
-            if len(value or b"") > MAX_MESSAGE_BYTES:
-                decoded[index] = None
-    if None in decoded:
-        there = [index for index, item in enumerate(decoded) if item is not None]
-        names, keys = [decoded[index].device for index in there], [chunk.keys[index] for index in there]
-    else:
-        there, names, keys = None, list(map(_device, decoded)), chunk.keys
-    invalid = {name for name in set(names) if not _valid_name(name)}
-    if invalid or list(map(str.encode, names)) != keys:
-        for number, (name, key) in enumerate(zip(names, keys, strict=True)):
-            if name in invalid or name.encode() != key:
-                decoded[number if there is None else there[number]] = None
-    return decoded
+        looked.update(index for index, value in enumerate(chunk.values) if len(value or b"") > MAX_MESSAGE_BYTES)
+    sure: Sequence[int] = range(len(decoded))
+    keys = chunk.keys
+    if looked:
+        sure = [index for index in sure if index not in looked]
+        keys = [keys[index] for index in sure]
+    names = [decoded[index].device for index in sure] if looked else [item.device for item in decoded]
+    different = {name: name.encode() for name in set(names)}
+    invalid = {name for name in different if not _valid_name(name)}
+    if invalid or [different[name] for name in names] != keys:
+        looked.update(
+            index for index, name, key in zip(sure, names, keys, strict=True) if name in invalid or name.encode() != key
+        )
+    return decoded, sorted(looked)
 
 
-def _by_the_thousand(values: Sequence[bytes | None]) -> list[Any]:
-    """Each value as a `_Row`, or each as a batch, whichever the first one is; None for those that are neither."""
+def _by_the_thousand(values: Sequence[bytes | None]) -> tuple[list[Any], list[int]]:
+    """Each value as a `_Row`, or each as a batch, whichever the first one is; and the indices of those that are not."""
     shape: Callable[[Any], Any] = _decode_row
     try:
         _decode_row(values[0] or b"" if values else b"")
     except _NO_MESSAGE:
         shape = _decode_batch
     decoded: list[Any] = []
+    others: list[int] = []
     left = iter(values)
     while len(decoded) < len(values):
         try:
             decoded.extend(map(shape, left))  # keeps what came before an exception
         except (*_NO_MESSAGE, TypeError):
+            others.append(len(decoded))
             decoded.append(None)
     if shape is _decode_batch:
-        decoded = [item if item is not None and _equally_long(item) else None for item in decoded]
-    return decoded
+        others += [index for index, item in enumerate(decoded) if item is not None and not _equally_long(item)]
+    return decoded, others
+
+
+def _rows_of(kind: Any, items: Sequence[Any], source: Ints, codes: dict[str, int]) -> Rows:
+    if kind is ReadingBatch:
+        return _rows_of_batches(items, source, codes)
+    return _rows_of_singles(items, source, codes) if kind is _Row else _rows_of_readings(items, source, codes)
 
 
 def _equally_long(batch: ReadingBatch) -> bool:
-    try:
-        _check_columns(batch)
-    except Reject:
-        return False
-    return True
+    lengths = {len(column) for column in (batch.ts, batch.seq, *_channels(batch)) if column is not None}
+    return len(lengths) == 1 and (not isinstance(batch.act, list) or len(batch.act) in lengths)
 
 
-def _rows_of_singles(decoded: Sequence[Any], codes: dict[str, int]) -> Rows:
-    rows = [item for item in decoded if type(item) is _Row]
-    count = len(rows)
-    source = np.flatnonzero([type(item) is _Row for item in decoded]) if count < len(decoded) else np.arange(count)
-    width = 1 + len(CHANNELS)
+def _rows_of_singles(rows: Sequence[Any], source: Ints, codes: dict[str, int]) -> Rows:
+    count, width = len(rows), 1 + len(CHANNELS)
     numbers = chain.from_iterable(map(_numbers, map(msgspec.structs.astuple, rows)))
     flat = np.fromiter(numbers, np.float64, count * width).reshape(count, width)
     return Rows(
-        _integers(map(codes.__getitem__, map(_device, rows)), count),
+        _integers(map(codes.__getitem__, [row.device for row in rows]), count),
         source,
         flat[:, 0],
         flat[:, _ORDER],
-        _integers(map(LABEL_CODES.__getitem__, map(_act, rows)), count),
+        _integers(map(LABEL_CODES.__getitem__, [row.act for row in rows]), count),
     )
 
 
 def rows_of(readings: Sequence[Reading], codes: dict[str, int]) -> Rows:
     """Readings that were decoded elsewhere; each is a record of its own."""
-    return _rows_of_readings(list(enumerate(readings)), codes)
+    return _rows_of_readings(readings, np.arange(len(readings)), codes)
 
 
-def _rows_of_readings(readings: Sequence[tuple[int, Reading]], codes: dict[str, int]) -> Rows:
+def _rows_of_readings(readings: Sequence[Reading], source: Ints, codes: dict[str, int]) -> Rows:
     count = len(readings)
-    channels = [_channels(item) for _, item in readings]
+    channels = np.array([_channels(item) for item in readings], object)
     return Rows(
-        _integers((codes[item.device] for _, item in readings), count),
-        _integers((index for index, _ in readings), count),
-        np.array([item.ts for _, item in readings], np.float64),
-        _with_absent(np.array(channels, object).reshape(count, len(CHANNELS))),
-        _integers((LABEL_CODES[item.act] for _, item in readings), count),
+        _integers((codes[item.device] for item in readings), count),
+        source,
+        np.array([item.ts for item in readings], np.float64),
+        _with_absent(channels.reshape(count, len(CHANNELS))),
+        _integers((LABEL_CODES[item.act] for item in readings), count),
     )
 
 
@@ -294,12 +293,12 @@ def _with_absent(values: NDArray[np.object_]) -> Floats:
     return np.where(absent, np.nan, np.where(np.isnan(found), np.inf, found))
 
 
-def _rows_of_batches(batches: Sequence[tuple[int, ReadingBatch]], codes: dict[str, int]) -> Rows:
-    counts = [len(batch.ts) for _, batch in batches]
+def _rows_of_batches(batches: Sequence[ReadingBatch], source: Ints, codes: dict[str, int]) -> Rows:
+    counts = [len(batch.ts) for batch in batches]
     count = sum(counts)
     values = np.empty((len(CHANNELS), count))
     for row, name in enumerate(_CHANNEL_FIELDS):
-        columns = [getattr(batch, name) for _, batch in batches]
+        columns = [getattr(batch, name) for batch in batches]
         if name in _REQUIRED_FIELDS or None not in columns:
             values[row] = _present(columns, count)
         else:
@@ -313,12 +312,12 @@ def _rows_of_batches(batches: Sequence[tuple[int, ReadingBatch]], codes: dict[st
         map(LABEL_CODES.__getitem__, batch.act)
         if isinstance(batch.act, list)
         else [LABEL_CODES[batch.act]] * len(batch.ts)
-        for _, batch in batches
+        for batch in batches
     )
     return Rows(
-        np.repeat(_integers((codes[batch.device] for _, batch in batches), len(batches)), counts),
-        np.repeat(_integers((index for index, _ in batches), len(batches)), counts),
-        np.fromiter(chain.from_iterable(batch.ts for _, batch in batches), np.float64, count),
+        np.repeat(_integers((codes[batch.device] for batch in batches), len(batches)), counts),
+        np.repeat(source, counts),
+        np.fromiter(chain.from_iterable(batch.ts for batch in batches), np.float64, count),
         values.T,
         _integers(labels, count),
     )
@@ -336,8 +335,6 @@ def _integers(values: Iterable[int], count: int) -> Ints:
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
-    if len(parts) == 1:
-        return parts[0]
     order = np.argsort(np.concatenate([part.source for part in parts]), kind="stable")
     return Rows(*(np.concatenate([getattr(part, name) for part in parts])[order] for name in Rows.__slots__))
 
@@ -391,7 +388,11 @@ def in_order(
 
 def prints_of(ts: Floats, values: Floats) -> Prints:
     """(n,) 32 bits that tell a reading from a device's others; only a late one is ever looked up (multiply-shift)."""
-    columns = np.column_stack([ts, np.where(np.isnan(values), 1e9, values)]) + 0.0  # -0.0 is 0.0
+    columns = np.empty((len(ts), 1 + values.shape[1]))
+    columns[:, 0], columns[:, 1:] = ts, values
+    columns += 0.0  # -0.0 is 0.0
     bits = columns.view(np.uint64)
-    mixed: NDArray[np.uint64] = ((bits ^ (bits >> np.uint64(29))) * _ODD).sum(1, dtype=np.uint64)
+    bits ^= bits >> np.uint64(29)
+    bits *= _ODD
+    mixed: NDArray[np.uint64] = bits.sum(1, dtype=np.uint64)
     return (mixed >> np.uint64(32)).astype(np.uint32)
