@@ -1,8 +1,8 @@
 """The agent's memory: over many readings, and while it cannot follow, when back-pressure has to bound what it holds.
 
-`steady`: an agent works off batches of 50, memory at each tenth. `slow`: one whose core sleeps at every call, with single
-readings before it, so that what it is sent is more than what it should hold; what it holds beyond an agent that has
-nothing to do is its backlog. Many readings by hand: `--readings 10000000`.
+`steady`: an agent works off batches of 50, memory at each tenth. `slow`: one whose core sleeps at every call, with more
+single readings before it than it should hold; what it has beyond an agent with nothing to do is its backlog. Many
+readings by hand: `--readings 10000000`.
 """
 
 from __future__ import annotations
