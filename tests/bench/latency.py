@@ -34,7 +34,7 @@ def jumping(device: int, readings: int, ts: float) -> Recording:
     """Small noise around levels that jump every PERIOD readings, each channel and device at its own moment."""
     rng = np.random.default_rng(device)
     values = rng.normal(0.0, 0.05, (readings, len(CHANNEL_NAMES)))
-    watched = [CHANNEL_NAMES.index(feature) for feature, _ in RawDetector().columns]
+    watched = [CHANNEL_NAMES.index(feature) for feature, _ in RawDetector().names]
     for column in watched:
         values[:, column] += (np.arange(readings) + rng.integers(PERIOD)) // PERIOD % 2
     return Recording(

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from streams import topics
 from streams.kafka import client_config, producer_config, reader_config
 from streams.producer import messages
 from streams.recording import Recording
-from tests.integration.agent_process import Agent
+from tests.integration.agent_process import AGENT, Agent
 
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.02
@@ -165,12 +165,10 @@ class Commits:
 class BenchAgent(Agent):
     """An agent's process: when it is ready, what it has spent, what it holds."""
 
-    def __init__(self, settings: Settings, program: tuple[str, ...] | None = None, **more: str) -> None:
-        if program is not None:
-            self.program = program
+    def __init__(self, settings: Settings, program: Sequence[str] = AGENT, **more: str) -> None:
         # Other than in tests, several of these follow one another quickly: each looks for a port that is free now.
         self.port = next(port for port in range(30_000 + os.getpid() % 20_000, 60_000) if is_free(port))
-        super().__init__(settings, DRIFTLOOP_HEALTH_PORT=str(self.port), OMP_NUM_THREADS="1", **more)
+        super().__init__(settings, program, DRIFTLOOP_HEALTH_PORT=str(self.port), OMP_NUM_THREADS="1", **more)
         self.seen = psutil.Process(self.process.pid)
         self.client = httpx.Client(timeout=0.5)
 
@@ -193,7 +191,7 @@ class BenchAgent(Agent):
 
 @contextmanager
 def agents(
-    settings: Settings, count: int = 1, to: list[int] | None = None, program: tuple[str, ...] | None = None, **more: str
+    settings: Settings, count: int = 1, to: list[int] | None = None, program: Sequence[str] = AGENT, **more: str
 ) -> Iterator[list[BenchAgent]]:
     """So many agents on the consumers' core; each has a home of its own. What still runs in the end is stopped."""
     running: list[BenchAgent] = []

@@ -49,7 +49,7 @@ from tests.bench.rig import (
 
 PEERS = Path(__file__).parent / "peers"
 PEERS_PYTHON = ROOT / ".venv-bench" / "bin" / "python"
-CHANNELS = [feature for feature, _ in RawDetector().columns]
+CHANNELS = [feature for feature, _ in RawDetector().names]
 DEVICES = 24
 WORKLOADS = {"single": 1, "batch50": 50}
 SHORTER, SHORTEST = 20, 20_000  # faust-stock's share of the readings is one of so many, but at least so many
