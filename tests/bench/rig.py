@@ -32,6 +32,7 @@ from tests.integration.agent_process import AGENT, Agent
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.02
 START_TS = 1.7e9
+_PORTS = iter(range(30_000 + os.getpid() % 20_000, 60_000))
 
 
 def cores() -> list[int]:
@@ -166,8 +167,8 @@ class BenchAgent(Agent):
     """An agent's process: when it is ready, what it has spent, what it holds."""
 
     def __init__(self, settings: Settings, program: Sequence[str] = AGENT, **more: str) -> None:
-        # Other than in tests, several of these follow one another quickly: each looks for a port that is free now.
-        self.port = next(port for port in range(30_000 + os.getpid() % 20_000, 60_000) if is_free(port))
+        # One that was given out is not free, though nobody may listen there yet.
+        self.port = next(port for port in _PORTS if is_free(port))
         super().__init__(settings, program, DRIFTLOOP_HEALTH_PORT=str(self.port), OMP_NUM_THREADS="1", **more)
         self.seen = psutil.Process(self.process.pid)
         self.client = httpx.Client(timeout=0.5)
