@@ -6,6 +6,7 @@ The consumer that is measured has the last core to itself; the broker, and this 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -169,7 +170,9 @@ class BenchAgent(Agent):
     def __init__(self, settings: Settings, program: Sequence[str] = AGENT, **more: str) -> None:
         # One that was given out is not free, though nobody may listen there yet.
         self.port = next(port for port in _PORTS if is_free(port))
-        super().__init__(settings, program, DRIFTLOOP_HEALTH_PORT=str(self.port), OMP_NUM_THREADS="1", **more)
+        super().__init__(
+            settings, program, DRIFTLOOP_HEALTH_PORT=str(self.port), OMP_NUM_THREADS="1", PYTHONFAULTHANDLER="1", **more
+        )
         self.seen = psutil.Process(self.process.pid)
         self.client = httpx.Client(timeout=0.5)
 
@@ -219,7 +222,10 @@ def wait_until(true: Callable[[], bool], seconds: float, what: str, running: Ite
             if agent.process.poll() is not None:
                 raise RuntimeError(f"an agent ended with {agent.process.returncode}:\n{agent.log[-2000:]}")
         if time.monotonic() > deadline:
-            logs = "\n".join(agent.log[-2000:] for agent in running)
+            for agent in running:  # where each of its threads is
+                agent.process.send_signal(signal.SIGABRT)
+                agent.process.wait()
+            logs = "\n".join(agent.log[-8000:] for agent in running)
             raise RuntimeError(f"not within {seconds:g} s: {what}\n{logs}")
         time.sleep(POLL_S)
 
