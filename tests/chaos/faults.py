@@ -177,6 +177,10 @@ class Scene:
             lambda: self.judge.group.committed() == self.judge.group.ends() is not None, PROGRESS_S, "not drained"
         )
 
+    def settled(self) -> None:
+        """Return once every agent has partitions: to kill one that has none proves nothing."""
+        self.wait(lambda: self.judge.group.owners() == len(self.slots), PROGRESS_S, "not every agent has partitions")
+
     def busy(self) -> None:
         """A burst of readings, and a random moment in it."""
         self.traffic.burst(self.burst)

@@ -183,6 +183,7 @@ def run(
         for number, (fault, planned, do) in enumerate(faults_planned, 1):
             row = Row(number, fault, planned)
             rows.append(row)
+            scene.settled()
             scene.ration(len(faults_planned) - number)
             do(scene, row)
             tell(
