@@ -24,6 +24,7 @@ from streams.records import Record, chunk_of
 
 ROOT = Path(__file__).parents[2]
 DEAD_LETTERS = dead_letters(ACTIVITY)
+AGENT = ("-m", "workers.cli", "run", "agent")
 _Answer = TypeVar("_Answer")
 
 
@@ -42,9 +43,7 @@ class Agent:
     program: what to run instead, as arguments for Python.
     """
 
-    def __init__(
-        self, settings: Settings, program: Sequence[str] = ("-m", "workers.cli", "run", "agent"), **more: str
-    ) -> None:
+    def __init__(self, settings: Settings, program: Sequence[str] = AGENT, **more: str) -> None:
         settings.home.mkdir(parents=True, exist_ok=True)
         self.log_file = settings.home / f"agent-{time.monotonic_ns()}.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DRIFTLOOP_")}
