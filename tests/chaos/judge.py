@@ -56,6 +56,7 @@ class Group:
     """How far the agent's group has committed."""
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self.name = f"{settings.namespace}{AGENT_GROUP}"
         self.admin = AdminClient(client_config(settings))
         self.consumer = Consumer(client_config(settings, **{"group.id": self.name}))
@@ -64,8 +65,9 @@ class Group:
     def owners(self) -> int | None:
         """Members that have partitions; None while the group is rebalancing or the broker does not say."""
         try:
-            described = self.admin.describe_consumer_groups([self.name], request_timeout=2)[self.name].result()
+            described = self.admin.describe_consumer_groups([self.name], request_timeout=5)[self.name].result()
         except KafkaException:
+            self.admin = AdminClient(client_config(self.settings))  # the coordinator may have gone with the broker
             return None
         if described.state != ConsumerGroupState.STABLE:
             return None
