@@ -29,7 +29,7 @@ from tests.chaos.corpus import DUPLICATE, NOW, VALID, cases
 from tests.chaos.judge import Group
 from tests.integration.agent_process import Agent
 
-CHUNK = 2_000
+CHUNK = 5_000  # as many readings as between two checkpoints
 DEVICES = 24
 MOST_BYTES = 4_096  # what is larger costs by its size, good or bad
 
@@ -37,10 +37,10 @@ Message = tuple[bytes | None, bytes | None]
 
 
 def mixed(readings: int, percent: int, batch: int) -> Iterator[Message]:
-    """So many good readings, and so many percent of all messages malformed, evenly spread."""
+    """So many good readings, and so many percent of all messages malformed, evenly spread over the same devices."""
     bad = cycle(
-        (case.key, case.value)
-        for case in cases()
+        (case.key, case.value, f"case-{number:04}".encode())
+        for number, case in enumerate(cases())
         if case.expected not in (VALID, DUPLICATE) and case.before is None and len(case.value or b"") < MOST_BYTES
     )
     owed = 0.0
@@ -49,7 +49,9 @@ def mixed(readings: int, percent: int, batch: int) -> Iterator[Message]:
         owed += percent / (100 - percent)
         while owed >= 1:
             owed -= 1
-            yield next(bad)
+            key, value, device = next(bad)
+            assert message[0] is not None
+            yield message[0] if key == device else key, value and value.replace(device, message[0])
 
 
 def core(settings: Settings, readings: int, percent: int, batch: int) -> float:

@@ -6,6 +6,7 @@ The consumer that is measured has the last core to itself; the broker, and this 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ from tests.integration.agent_process import AGENT, Agent
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.02
 START_TS = 1.7e9
+_PORTS = iter(range(30_000 + os.getpid() % 20_000, 60_000))
 
 
 def cores() -> list[int]:
@@ -166,9 +168,11 @@ class BenchAgent(Agent):
     """An agent's process: when it is ready, what it has spent, what it holds."""
 
     def __init__(self, settings: Settings, program: Sequence[str] = AGENT, **more: str) -> None:
-        # Other than in tests, several of these follow one another quickly: each looks for a port that is free now.
-        self.port = next(port for port in range(30_000 + os.getpid() % 20_000, 60_000) if is_free(port))
-        super().__init__(settings, program, DRIFTLOOP_HEALTH_PORT=str(self.port), OMP_NUM_THREADS="1", **more)
+        # One that was given out is not free, though nobody may listen there yet.
+        self.port = next(port for port in _PORTS if is_free(port))
+        super().__init__(
+            settings, program, DRIFTLOOP_HEALTH_PORT=str(self.port), OMP_NUM_THREADS="1", PYTHONFAULTHANDLER="1", **more
+        )
         self.seen = psutil.Process(self.process.pid)
         self.client = httpx.Client(timeout=0.5)
 
@@ -218,7 +222,10 @@ def wait_until(true: Callable[[], bool], seconds: float, what: str, running: Ite
             if agent.process.poll() is not None:
                 raise RuntimeError(f"an agent ended with {agent.process.returncode}:\n{agent.log[-2000:]}")
         if time.monotonic() > deadline:
-            logs = "\n".join(agent.log[-2000:] for agent in running)
+            for agent in running:  # where each of its threads is
+                agent.process.send_signal(signal.SIGABRT)
+                agent.process.wait()
+            logs = "\n".join(agent.log[-8000:] for agent in running)
             raise RuntimeError(f"not within {seconds:g} s: {what}\n{logs}")
         time.sleep(POLL_S)
 

@@ -240,6 +240,8 @@ def main() -> None:
         "devices": DEVICES,
         "partitions": ACTIVITY.partitions,
         "pinned": bool(CONSUMERS),
+        # Above 2 or 3 something else was running, and the figures are worth nothing.
+        "load_average": round(os.getloadavg()[0], 1),
         "versions": {name: version(name) for name in ("confluent-kafka", "aiokafka", "faust-streaming", "river")},
     }
     show(Measurement("throughput", settings, figures(rows), rows), given.json)

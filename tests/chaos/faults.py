@@ -32,7 +32,8 @@ POINTS = (
 FROZEN_AT = ("before-state-write", "after-drift-send", "before-commit", "after-decode")
 RECOVERY_S = 30.0
 PROGRESS_S = 90.0
-POINT_S = 40.0
+POINT_S = 60.0
+SETTLED_S = 30.0
 BOOT_S = 8.0  # more than an agent needs to have its partitions
 REBALANCE_AFTER_S = 10.0
 ZOMBIE_S = 12.0  # past the 10 s session
@@ -177,6 +178,14 @@ class Scene:
             lambda: self.judge.group.committed() == self.judge.group.ends() is not None, PROGRESS_S, "not drained"
         )
 
+    def settled(self) -> bool:
+        """Whether every agent has partitions, after some waiting: to kill one that has none proves little."""
+        deadline = time.monotonic() + SETTLED_S
+        while (owners := self.judge.group.owners()) != len(self.slots) and time.monotonic() < deadline:
+            self.tend()
+            time.sleep(_POLL_S)
+        return owners == len(self.slots)
+
     def busy(self) -> None:
         """A burst of readings, and a random moment in it."""
         self.traffic.burst(self.burst)
@@ -260,7 +269,7 @@ def terminated(scene: Scene, row: Row, slot: Slot, alone: bool) -> None:
     begun = time.monotonic()
     row.exit_seconds, code = scene.stop(slot)
     if code != 0:
-        row.note = f"exit code {code}"
+        row.note += f"SIGTERM gave {code}"
     row.too_early += scene.judge.check(scene.committed())
     if alone:
         row.seconds = scene.moved(before, begun)
@@ -276,7 +285,8 @@ def terminated(scene: Scene, row: Row, slot: Slot, alone: bool) -> None:
 def zombie(scene: Scene, row: Row, slot: Slot, point: str | None, then_kill: Slot | None) -> None:
     """Frozen past its session, woken after its partitions moved. point: where it freezes itself, as `name:nth`."""
     if point is not None:
-        scene.stop(slot)
+        if (code := scene.stop(slot)[1]) != 0:
+            row.note = f"SIGTERM gave {code} "
         agent = scene.start(slot, ("-m", "tests.chaos.frozen", point))
         process = psutil.Process(agent.process.pid)
         began = time.monotonic()
@@ -287,7 +297,7 @@ def zombie(scene: Scene, row: Row, slot: Slot, point: str | None, then_kill: Slo
                 scene.traffic.burst(scene.burst)
             time.sleep(_POLL_S)
         if process.status() != psutil.STATUS_STOPPED:
-            row.note = f"{point} not reached, frozen at random"
+            row.note += f"{point} not reached, frozen at random"
             agent.process.send_signal(signal.SIGSTOP)
     else:
         scene.busy()
@@ -337,7 +347,7 @@ def broker_absent(scene: Scene, row: Row) -> None:
     scene.busy()
     codes = [scene.stop(slot)[1] for slot in scene.slots]
     if any(codes):
-        row.note = f"exit codes {codes}"
+        row.note += f"SIGTERM gave {codes}"
     before = scene.check(row)
     scene.broker.kill()
     for slot in scene.slots:

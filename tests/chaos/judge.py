@@ -7,7 +7,8 @@ from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupState, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY, AGENT_GROUP, AGENT_STATE, DRIFT, Topic
@@ -55,8 +56,22 @@ class Group:
     """How far the agent's group has committed."""
 
     def __init__(self, settings: Settings) -> None:
-        self.consumer = Consumer(client_config(settings, **{"group.id": f"{settings.namespace}{AGENT_GROUP}"}))
+        self.settings = settings
+        self.name = f"{settings.namespace}{AGENT_GROUP}"
+        self.admin = AdminClient(client_config(settings))
+        self.consumer = Consumer(client_config(settings, **{"group.id": self.name}))
         self.places = [TopicPartition(settings.topic(ACTIVITY), number) for number in range(ACTIVITY.partitions)]
+
+    def owners(self) -> int | None:
+        """Members that have partitions; None while the group is rebalancing or the broker does not say."""
+        try:
+            described = self.admin.describe_consumer_groups([self.name], request_timeout=5)[self.name].result()
+        except KafkaException:
+            self.admin = AdminClient(client_config(self.settings))  # the coordinator may have gone with the broker
+            return None
+        if described.state != ConsumerGroupState.STABLE:
+            return None
+        return sum(bool(member.assignment.topic_partitions) for member in described.members)
 
     def committed(self) -> dict[int, int] | None:
         """By partition, 0 where there is none; None if the broker does not say."""

@@ -183,6 +183,8 @@ def run(
         for number, (fault, planned, do) in enumerate(faults_planned, 1):
             row = Row(number, fault, planned)
             rows.append(row)
+            if not scene.settled():
+                row.note = f"begun with {judge.group.owners()} owners "
             scene.ration(len(faults_planned) - number)
             do(scene, row)
             tell(
@@ -231,7 +233,7 @@ def _measured(
         "readings": verdict.readings,
         "points_not_reached": sum("not reached" in row.note for row in rows),
         "ended_by_themselves": len(scene.restarts),
-        "exits_not_0": sum(code != 0 for code in last_exits),
+        "exits_not_0": sum("SIGTERM gave" in row.note for row in rows) + sum(code != 0 for code in last_exits),
         "stuck": int(bool(stuck)),
         "seconds": seconds,
     }
