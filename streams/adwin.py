@@ -129,7 +129,7 @@ class _AdwinBank:
         earlier = len(self.ts)
         known_ts, known_offsets = np.concatenate([self.ts, ts]), np.concatenate([self.offsets, offsets])
         self.ts, self.offsets = known_ts[-self.history :], known_offsets[-self.history :]
-        absent = [bool(lacking) for lacking in np.isnan(values).any(0)]
+        absent: list[bool] = np.isnan(values).sum(0).astype(bool).tolist()
         found = []
         for number, column in enumerate(values.T):
             rows = np.flatnonzero(~np.isnan(column)) if absent[number] else None
