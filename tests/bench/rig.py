@@ -33,7 +33,7 @@ from tests.integration.agent_process import AGENT, Agent
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.02
 START_TS = 1.7e9
-_PORTS = iter(range(30_000 + os.getpid() % 20_000, 60_000))
+_PORTS = iter(range(20_000 + os.getpid() % 10_000, 32_000))  # below those that the system gives to clients
 
 
 def cores() -> list[int]:
