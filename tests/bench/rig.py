@@ -106,12 +106,14 @@ def rig() -> Iterator[Rig]:
     with tempfile.TemporaryDirectory(prefix="driftloop-bench-") as folder:
         home = Path(folder).resolve()
         stack = Stack(home, Settings(_env_file=None, home=home, kafka_bootstrap=None))
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the broker would stay
         try:
             with pinned(OTHERS):
                 address = stack.up([], say, services={"kafka"})["DRIFTLOOP_KAFKA_BOOTSTRAP"]
             yield Rig(home, address)
         finally:
             stack.down()
+            signal.signal(signal.SIGTERM, before)
 
 
 def say(words: str) -> None:
