@@ -41,6 +41,8 @@ SOURCE: Final = "driftloop/agent"
 WAITING_CHUNKS: Final = 2
 # At most this share of the time is spent on state: many devices are made durable less often.
 STATE_SHARE: Final = 0.1
+# A drift is followed by a checkpoint, so that a crash seldom repeats it; but not by one each.
+SOONEST_CHECKPOINT_S: Final = 0.1
 # So many checkpoints may be due before the agent waits for one.
 MOST_CHECKPOINTS_BEHIND: Final = 4
 # A process that is told to end does not wait for a broker that is away.
@@ -106,7 +108,7 @@ class Watcher:
             await self._send(*self._dead_letter(partition, rejection))
             reach("while-dead-lettering")
         _tell(partition, outcome.rejections)
-        if self.readings >= self.settings.checkpoint_readings:
+        if outcome.drifts or self.readings >= self.settings.checkpoint_readings:
             self.full.set()
             if self.readings >= MOST_CHECKPOINTS_BEHIND * self.settings.checkpoint_readings:
                 await self.checkpoint()
@@ -126,7 +128,8 @@ class Watcher:
             taken, self.readings = dict(self.taken), 0
             begun = time.thread_time()
             states = {partition: processor.snapshot() for partition, processor in self.processors.items()}
-            self.due = time.monotonic() + (time.thread_time() - begun) / STATE_SHARE
+            spent = time.thread_time() - begun
+            self.due = time.monotonic() + max(SOONEST_CHECKPOINT_S, spent / STATE_SHARE)
             await self.outbox.acknowledged()
             reach("after-drift-send")
             if self.closed or generation != self.app.consumer_generation_id:
