@@ -93,10 +93,12 @@ class Watcher:
         """Take a chunk in; after every so many readings a checkpoint begins, and goes on beside the next chunks."""
         if self.closed or generation != self.app.consumer_generation_id:
             return  # delivered again to whoever owns the partition now
-        known = self.taken.get(partition)
-        if known is not None and chunk.start < known:
-            if chunk.end <= known:
-                return
+        known = self.taken.get(partition, chunk.start)
+        if chunk.start > known:
+            raise Stop(f"partition {partition}: {chunk.start} came where {known} comes next; starting again from there")
+        if chunk.end <= known:
+            return
+        if chunk.start < known:
             chunk = chunk.since(known)
         outcome = self._processor(partition).process(chunk)
         self.taken[partition] = chunk.end
