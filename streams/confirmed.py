@@ -1,277 +1,301 @@
-"""Drift against the device's own past in the same activity, confirmed over several stretches of activity.
+"""Drift against the device's own past in the same activity, confirmed over several bouts and activities.
 
-Conditioning on the activity takes away what a person does; counting a stretch once, however long it lasts, takes away
-the autocorrelation. Both are what makes an ADWIN's detection mean something.
+Conditioning on the activity takes away what a person does; counting a bout once, however long it lasts, takes away
+the autocorrelation. Both are what makes an ADWIN's detection mean something. ADWIN opens a candidate and says since
+when; `streams.confirmation` decides whether it is an alarm.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
+from river.drift import ADWIN
 
 from schemas.activity import ACTIVITIES
-from streams.adwin import AdaptiveWindow
+from streams.calibration import Calibration, Learned, Population
+from streams.confirmation import (
+    BOUTS,
+    TESTED,
+    Evidence,
+    Policy,
+    evidence,
+    jointly_moved,
+    statistic_moved,
+)
 from streams.drift import Change
-from streams.statistics import STATISTICS, statistics
-from streams.windows import NO_LABEL, Floats, Readings, Windows
+from streams.measures import COUNT, MEASURED, RATIO, WIDTH
+from streams.profile import Classifier, Profile
+from streams.windows import MAX_GAP_S, NO_LABEL, Floats, Ints, Readings, Windows
 
-# A stretch is a run of windows in one activity, at most 30 s of it: long activities count as several.
-STRETCH_WINDOWS: Final = 24
-COUNTED_WINDOWS: Final = 5  # a stretch of fewer says nothing
-CALIBRATION_STRETCHES: Final = 2  # before an activity can be judged
-REFERENCE_STRETCHES: Final = 8  # after which its reference stays as it is
-PRIOR_STRETCHES: Final = 4  # weight of STATISTICS' spread against the device's own
-RECENT_STRETCHES: Final = 8
+Source = Literal["auto", "label", "model"]
+
+CALIBRATION_WINDOWS: Final = 500  # of a device before it is judged: 640 s
+COUNTED_WINDOWS: Final = 5  # a bout of fewer says nothing
+CALIBRATING_WINDOWS: Final = 4  # ... but may calibrate
+SMOOTHED_WINDOWS: Final = 3  # over which the classifier's probabilities are averaged
 CANDIDATE_S: Final = 300.0
 COOLDOWN_S: Final = 300.0
-CONFIRM: Final = 5.5
-CLIP: Final = 8.0
 RESIDUAL_CLIP: Final = 5.0
+# At how many windows the current bout is looked at; between them nothing much can have changed.
+LOOKS: Final = frozenset([5, 6, 7, 8, 10, 12, 15, 18, 22, 27, 33, 40, 50, *range(60, 3000, 20)])
+UNLABELLED_WINDOWS: Final = 24  # after so many, a device no longer sends labels
 
 
-class _Reference(msgspec.Struct):
-    """What one activity looks like on this device. Means and squares over its calibration stretches, (10,) each."""
-
-    stretches: int
-    mean: list[float]
-    between: list[float]  # sum of squared deviations of stretch means
-    within: list[float]  # mean variance of windows inside a stretch
-
-    def take(self, mean: Floats, variance: Floats) -> None:
-        """Learn one more stretch (Welford)."""
-        self.stretches += 1
-        old = np.array(self.mean)
-        new = old + (mean - old) / self.stretches
-        self.between = (np.array(self.between) + (mean - old) * (mean - new)).tolist()
-        self.within = (np.array(self.within) + (variance - np.array(self.within)) / self.stretches).tolist()
-        self.mean = new.tolist()
-
-    def scale(self, windows: int) -> Floats:
-        """(10,) standard deviation of the mean of so many windows of a stretch about the reference.
-
-        Between stretches: the device's own spread shrunk towards the prior; within: twice the variance of a mean of n
-        windows, because neighbours overlap by half; and the reference's own uncertainty.
-        """
-        between = (PRIOR_STRETCHES * _SPREAD**2 + np.array(self.between)) / (
-            PRIOR_STRETCHES + max(self.stretches - 1, 0)
-        )
-        variance: Floats = between * (1 + 1 / self.stretches) + 2 * np.array(self.within) / windows
-        return np.sqrt(variance)
-
-
-class _Stretch(msgspec.Struct):
+@dataclass
+class _Bout:
     """A run of windows in one activity; its first window is not counted, as it straddles the change of activity."""
 
     activity: int
-    first_index: int
-    first_ts: float
-    first_offset: int
+    index: int
+    ts: float
+    offset: int
     seen: int
-    count: int
-    total: list[float]
-    square: list[float]
+    total: Floats
+    probs: Floats
+    evidence: Evidence | None = None
 
-    def take(self, row: Floats) -> None:
-        self.seen += 1
-        if self.seen == 1:
-            return
-        self.count += 1
-        self.total = (np.array(self.total) + row).tolist()
-        self.square = (np.array(self.square) + row * row).tolist()
+    @property
+    def count(self) -> int:
+        return self.seen - 1
 
     @property
     def mean(self) -> Floats:
-        return np.array(self.total) / self.count
-
-    @property
-    def variance(self) -> Floats:
-        return np.maximum(np.array(self.square) / self.count - self.mean**2, 0.0)
+        return self.total / self.count
 
 
-class _Candidate(msgspec.Struct):
+@dataclass
+class _Candidate:
     """A statistic that an ADWIN has flagged: since which window, and when it was last flagged."""
 
     start: int
-    flagged_ts: float
+    ts: float
 
 
-class _ConfirmedState(msgspec.Struct):
-    index: int = 0
-    labelled: bool = False
-    unlabelled: int = 0  # windows in a row
-    references: dict[int, _Reference] = msgspec.field(default_factory=dict)
-    stretches: list[_Stretch] = msgspec.field(default_factory=list)
-    candidates: dict[int, _Candidate] = msgspec.field(default_factory=dict)
-    last_alarm_ts: float | None = None
-    adwins: list[tuple[bytes, float, int]] = msgspec.field(default_factory=list)
-
-
-_SPREAD: Final = np.array([item.spread for item in STATISTICS])
-_ZEROS: Final = [0.0] * len(STATISTICS)
+def conditioned(profile: Profile | None) -> Any:
+    return None
 
 
 class ConfirmedDetector:
-    """Window statistics against the device's own past in the same activity, confirmed over several stretches."""
+    """One device's statistics against its own past in the same activity, confirmed over bouts and activities."""
 
-    config = "confirmed/2"
+    def __init__(
+        self,
+        profile: Profile | None = None,
+        population: Population | None = None,
+        policy: Policy = Policy(),
+        source: Source = "auto",
+        calibration_windows: int = CALIBRATION_WINDOWS,
+        delta: float = 0.05,
+        enough: int = 0,
+        doubt: float = 1.0,
+    ) -> None:
+        self.population = population or Population(profile)
+        self.policy, self.source = policy, source
+        self.thresholds = policy.thresholds
+        self.calibration_windows = calibration_windows
+        self.delta = delta
+        self.enough = enough
+        self.doubt = doubt
+        self.index = -1
+        self.last_alarm: float | None = None
+        self.recent: Floats = np.empty((0, len(ACTIVITIES)))
+        self.last_end = -np.inf
+        self.labelled, self.unlabelled = False, 0
+        self._begin()
 
-    def __init__(self) -> None:
-        self.state = _ConfirmedState()
-        self.adwins = self._fresh_adwins()
+    def _begin(self) -> None:
+        self.learned_windows = 0
+        self.since = 0
+        self.calibration = Calibration(self.population)
+        self.bouts: list[_Bout] = []
+        self.candidates: dict[int, _Candidate] = {}
+        self.adwins = [self._adwin() for _ in range(TESTED)]
+        self.sd: dict[int, Floats] = {}
 
-    @staticmethod
-    def _fresh_adwins() -> list[AdaptiveWindow]:
-        return [AdaptiveWindow(delta=0.05, clock=2, grace_period=16) for _ in STATISTICS]
+    def _adwin(self) -> Any:
+        return ADWIN(delta=self.delta, clock=2, grace_period=16)._helper
 
     def observe(self, readings: Readings, windows: Windows) -> list[Change]:
-        """Alarms at the windows that confirm them; one Change for each statistic that moved."""
+        codes = self._activities(windows)
         changes: list[Change] = []
-        for row, label, end, last_offset, start, first_offset in zip(
-            statistics(windows.values),
-            windows.labels.tolist(),
-            windows.end.tolist(),
-            windows.last_offset.tolist(),
-            windows.start.tolist(),
-            windows.first_offset.tolist(),
-            strict=True,
-        ):
-            if self._straddles(label):
+        n = len(codes)
+        at = 0
+        while at < n:
+            end = at + 1
+            while end < n and codes[end] == codes[at]:
+                end += 1
+            if codes[at] == -2:
+                at = end
                 continue
-            self.state.index += 1  # an alarm replaces the state
-            self._join_stretch(row, label, start, first_offset)
-            changes += self._judge(row, label, end, last_offset)
+            while at < end:
+                at = self._advance(windows, int(codes[at]), at, end, changes)
         return changes
 
-    def _straddles(self, label: int) -> bool:
-        """Whether a window is without a label because it holds two, not because the device sends none.
+    def _activities(self, windows: Windows) -> Ints:
+        """code, or -2 for a window that is not judged."""
+        n = len(windows)
+        P = windows.measures[:, WIDTH:]
+        k = len(self.recent)
+        allP = np.concatenate([self.recent, P])
+        starts = windows.start; ends = windows.end
+        prev = np.concatenate([[self.last_end], ends[:-1]])
+        gap = starts - prev > MAX_GAP_S
+        codes = np.empty(n, np.int64)
+        first = 0  # first usable row in allP
+        if gap.any() or k < 2:
+            for i in range(n):
+                if gap[i]:
+                    first = k + i
+                lo = max(first, k + i - 2)
+                codes[i] = int(allP[lo : k + i + 1].sum(0).argmax())
+        else:
+            codes = (allP[2:] + allP[1:-1] + allP[:-2]).argmax(1)
+        self.recent = allP[max(first, k + n - 2):]
+        self.last_end = float(ends[-1]) if n else self.last_end
+        if self.source != "model":
+            for i, label in enumerate(windows.labels.tolist()):
+                self.unlabelled = self.unlabelled + 1 if label == NO_LABEL else 0
+                self.labelled = label != NO_LABEL or (self.labelled and self.unlabelled <= UNLABELLED_WINDOWS)
+                if label != NO_LABEL:
+                    codes[i] = label
+                elif self.labelled or self.source == "label":
+                    codes[i] = -2
+        return codes
 
-        Two windows hold the same change; a device that goes on without labels no longer sends them, and skipping its
-        windows for ever would be never to judge it again.
-        """
-        state = self.state
-        state.unlabelled = state.unlabelled + 1 if label == NO_LABEL else 0
-        state.labelled = label != NO_LABEL or (state.labelled and state.unlabelled <= STRETCH_WINDOWS)
-        return label == NO_LABEL and state.labelled
+    def _advance(self, windows: Windows, activity: int, at: int, end: int, changes: list[Change]) -> int:
+        """Rows at..end of one activity; returns the next row to do."""
+        bout = self.bouts[-1] if self.bouts else None
+        if bout is None or bout.activity != activity:
+            self._close(bout)
+            bout = _Bout(activity, self.index + 1, float(windows.start[at]), int(windows.first_offset[at]), 0, np.zeros(COUNT), np.zeros(6))
+            kept = [item for item in self.bouts if item.count >= COUNTED_WINDOWS][-BOUTS:]
+            self.bouts = [*kept, bout]
+        X = windows.measures[at:end, :COUNT]
+        m = end - at
+        # running sums, first window of a bout not counted
+        Y = X if bout.seen else np.concatenate([np.zeros((1, COUNT)), X[1:]])
+        sums = np.cumsum(np.concatenate([bout.total[None], Y]), axis=0)[1:]
+        Pr = windows.measures[at:end, WIDTH:]; PS = np.cumsum(np.concatenate([bout.probs[None], Pr]), axis=0)[1:]
+        seen0 = bout.seen
+        index0 = self.index
+        if self.learned_windows < self.calibration_windows:
+            m = min(m, self.calibration_windows - self.learned_windows)
+            self.learned_windows += m
+            bout.seen += m; bout.total = sums[m-1]; bout.probs = PS[m-1]; self.index += m
+            self.since = self.index + 1
+            if self.learned_windows >= self.calibration_windows:
+                pass
+            return at + m
+        expected = self.calibration.expected(activity)
+        detections = {}
+        if expected is not None:
+            sd = self.sd.get(activity)
+            if sd is None:
+                sd = self.sd[activity] = expected.window_sd
+            R = np.clip((X[:, :TESTED] - expected.centre[:TESTED]) / sd, -RESIDUAL_CLIP, RESIDUAL_CLIP)
+            cols = R.T.tolist()
+            for j in range(TESTED):
+                col = cols[j]
+                i = 0
+                while i < m:
+                    helper = self.adwins[j]
+                    hit = False
+                    for hit in map(helper.update, col[i:] if i else col):
+                        i += 1
+                        if hit:
+                            break
+                    if hit:
+                        width = int(helper.get_width())
+                        start = max(self.since, index0 + i - width + 1 - 3)
+                        detections.setdefault(i - 1, []).append((j, start))
+                        self.adwins[j] = self._adwin()
+        for i in range(m):
+            ts = float(windows.end[at + i])
+            for j, start in detections.get(i, ()):
+                known = self.candidates.get(j)
+                self.candidates[j] = _Candidate(min(start, known.start) if known else start, ts)
+            if not self.candidates:
+                continue
+            if self.last_alarm is not None and ts - self.last_alarm < COOLDOWN_S:
+                self.candidates.clear()
+                continue
+            count = seen0 + i
+            if (count in LOOKS) or i == 0 and not seen0:
+                self.candidates = {j: c for j, c in self.candidates.items() if ts - c.ts <= CANDIDATE_S}
+                if not self.candidates:
+                    continue
+                bout.seen = seen0 + i + 1; bout.total = sums[i]; bout.probs = PS[i]; bout.evidence = None
+                found = self._confirm(ts, int(windows.last_offset[at + i]), expected)
+                if found:
+                    changes += found
+                    self.last_alarm = ts
+                    self.index = index0 + i + 1
+                    self._begin()
+                    return at + i + 1
+        bout.seen = seen0 + m; bout.total = sums[m - 1]; bout.probs = PS[m-1]; bout.evidence = None
+        self.index = index0 + m
+        return end
 
-    def _join_stretch(self, row: Floats, activity: int, start: float, first_offset: int) -> None:
-        state = self.state
-        current = state.stretches[-1] if state.stretches else None
-        if current is None or current.activity != activity or current.seen >= STRETCH_WINDOWS:
-            self._close(current)
-            kept = [stretch for stretch in state.stretches if stretch.count >= COUNTED_WINDOWS][-RECENT_STRETCHES:]
-            current = _Stretch(activity, state.index, start, first_offset, 0, 0, _ZEROS, _ZEROS)
-            state.stretches = [*kept, current]
-        current.take(row)
-
-    def _close(self, stretch: _Stretch | None) -> None:
-        """A finished stretch calibrates its activity, unless something is suspected."""
-        state = self.state
-        if stretch is None or stretch.count < COUNTED_WINDOWS or state.candidates:
+    def _close(self, bout: _Bout | None) -> None:
+        """A finished bout calibrates."""
+        if bout is None:
             return
-        reference = state.references.setdefault(stretch.activity, _Reference(0, _ZEROS, _ZEROS, _ZEROS))
-        if reference.stretches < REFERENCE_STRETCHES:
-            reference.take(stretch.mean, stretch.variance)
+        if bout.count < CALIBRATING_WINDOWS:
+            return
+        # bouts that began while calibrating
+        if bout.index < self.since or (self.enough and self.calibration.bouts(bout.activity) < self.enough and not self.candidates):
+            self.calibration.take(bout.activity, bout.mean)
+            self.sd.clear()
+            for item in self.bouts:
+                item.evidence = None
 
-    def _judge(self, row: Floats, activity: int, ts: float, offset: int) -> list[Change]:
-        state = self.state
-        reference = state.references.get(activity)
-        if reference is None or reference.stretches < CALIBRATION_STRETCHES:
+    def _confirm(self, ts: float, offset: int, expected: Any) -> list[Change]:
+        earliest = min(c.start for c in self.candidates.values())
+        bouts = [b for b in reversed(self.bouts) if b.count >= COUNTED_WINDOWS and b.index >= earliest - 2][:BOUTS]
+        if len(bouts) < 2:
             return []
-        residual = np.clip((row - reference.mean) / reference.scale(1), -RESIDUAL_CLIP, RESIDUAL_CLIP)
-        for column, (adwin, value) in enumerate(zip(self.adwins, residual.tolist(), strict=True)):
-            detection = adwin.update(value)
-            if detection is not None:
-                start = max(1, state.index - detection.width + 1 - 3)
-                known = state.candidates.get(column)
-                state.candidates[column] = _Candidate(min(start, known.start) if known else start, ts)
-        if state.last_alarm_ts is not None and ts - state.last_alarm_ts < COOLDOWN_S:
-            state.candidates.clear()
+        found, used = [], []
+        for b in bouts:
+            if b.evidence is None:
+                e = self.calibration.expected(b.activity)
+                if e is None:
+                    continue
+                b.evidence = evidence(b.mean, b.count, e, self.policy)
+                if self.doubt < 1:
+                    pm = b.probs / b.seen
+                    best = float(np.square(b.evidence.scores).sum())
+                    for a in np.flatnonzero(pm > self.doubt).tolist():
+                        if a == b.activity or (e2 := self.calibration.expected(a)) is None:
+                            continue
+                        other = evidence(b.mean, b.count, e2, self.policy)
+                        d2 = float(np.square(other.scores).sum())
+                        if d2 < best:
+                            best, b.evidence = d2, other
+            found.append(b.evidence); used.append(b)
+        if len(found) < 2:
             return []
-        state.candidates = {
-            column: candidate
-            for column, candidate in state.candidates.items()
-            if ts - candidate.flagged_ts <= CANDIDATE_S
-        }
-        if not state.candidates:
-            return []
-        return self._confirm(ts, offset)
-
-    def _confirm(self, ts: float, offset: int) -> list[Change]:
-        """Each candidate whose statistic is off in at least two stretches since, by CONFIRM standard deviations in all.
-
-        Every statistic is then looked at, candidate or not, so that all that moved with it are reported together.
-        """
-        state = self.state
-        judged = [
-            stretch
-            for stretch in state.stretches
-            if stretch.count >= COUNTED_WINDOWS
-            and (known := state.references.get(stretch.activity)) is not None
-            and known.stretches >= CALIBRATION_STRETCHES
-        ]
-        scores = {
-            id(stretch): np.clip(
-                (stretch.mean - state.references[stretch.activity].mean)
-                / state.references[stretch.activity].scale(stretch.count),
-                -CLIP,
-                CLIP,
-            )
-            for stretch in judged
-        }
-
-        def total(column: int, start: int) -> tuple[float, list[_Stretch]]:
-            since = [stretch for stretch in judged if stretch.first_index >= start - 2][-RECENT_STRETCHES:]
-            if len(since) < 2:
-                return 0.0, since
-            return float(sum(scores[id(stretch)][column] for stretch in since) / len(since) ** 0.5), since
-
-        starts = [
-            candidate.start
-            for column, candidate in state.candidates.items()
-            if abs(total(column, candidate.start)[0]) > CONFIRM
-        ]
-        if not starts:
-            return []
-        changes = []
-        for column, statistic in enumerate(STATISTICS):
-            score, since = total(column, min(starts))
-            if abs(score) <= CONFIRM:
+        acts = np.array([b.activity for b in used]); starts = np.array([b.index for b in used])
+        Z = np.array([e.scores for e in found])
+        p = self.policy
+        hits = []
+        for j, c in self.candidates.items():
+            if j == RATIO:
                 continue
-            # Reported for the stretch where it shows most, with that activity as the condition.
-            shown = max(since, key=lambda stretch: abs(float(scores[id(stretch)][column])))
-            changes.append(
-                Change(
-                    statistic.feature,
-                    statistic.kind,
-                    "statistic",
-                    before=state.references[shown.activity].mean[column],
-                    after=float(shown.mean[column]),
-                    effect=abs(score) / len(since) ** 0.5,
-                    ts=ts,
-                    change_ts=since[0].first_ts,
-                    offset=offset,
-                    change_offset=since[0].first_offset,
-                    activity=None if shown.activity == NO_LABEL else ACTIVITIES[shown.activity],
-                )
-            )
-        self._begin_anew(ts)
-        return changes
-
-    def _begin_anew(self, ts: float) -> None:
-        """After an alarm the device is calibrated again: what it shows now is its new normal until it changes."""
-        state = self.state
-        self.state = _ConfirmedState(state.index, state.labelled, state.unlabelled, last_alarm_ts=ts)
-        self.adwins = self._fresh_adwins()
-
-    def dump(self) -> Any:
-        """State as plain values."""
-        self.state.adwins = [adwin.dump() for adwin in self.adwins]
-        return msgspec.to_builtins(self.state, builtin_types=(bytes,))
-
-    def load(self, state: Any) -> None:
-        """Continue from a dumped state."""
-        self.state = msgspec.convert(state, _ConfirmedState, strict=False)
-        for adwin, saved in zip(self.adwins, self.state.adwins, strict=True):
-            adwin.load(saved)
+            k = int((starts >= c.start - 2).sum())
+            if k >= 2 and abs(Z[:k, j].sum()) > self.thresholds[j] * k**0.5 and statistic_moved(Z[:k, j], acts[:k], self.thresholds[j], p.without_statistic):
+                hits.append(j)
+        if statistic_moved(Z[:, RATIO], acts, self.thresholds[RATIO], p.without_statistic):
+            hits.append(RATIO)
+        g = jointly_moved(found, acts, p.gain**2, p.without_gain, gain=True)
+        r = jointly_moved(found, acts, p.rotation, p.without_rotation, gain=False)
+        if not hits and g is None and r is None:
+            return []
+        tests = hits + (["gain"] if g is not None else []) + (["rotation"] if r is not None else [])
+        self.last_tests = tests
+        b = used[-1]
+        T = np.abs(Z.sum(0)) / len(Z) ** .5
+        j = int(T.argmax())
+        return [Change(MEASURED[j].feature, str(tests), "statistic", 0., 0., float(T[j]), ts, b.ts, offset, b.offset, ACTIVITIES[used[0].activity])]

@@ -1,0 +1,209 @@
+"""The tests that make a candidate an alarm: does what recent bouts show differ from the reference in one consistent way?
+
+Three alternatives: one statistic has moved; the accelerometer's gain has changed; the phone is turned. Each counts a
+bout once, however long it lasts, and each must hold without any one activity: what a single activity shows may be a new
+way of doing it. Pure functions over a few bouts (the notes of the detector, level 2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import numpy as np
+
+from streams.measures import GRAVITY_MEANS, LOG_COVARIANCE, RATES, RATIO, STRENGTHS
+from streams.windows import Floats, Ints
+
+GAIN: Final = np.r_[STRENGTHS, RATES]
+ROTATION: Final = np.r_[GRAVITY_MEANS, LOG_COVARIANCE]
+# What has an ADWIN and a test of its own: the ten statistics and the ratio.
+TESTED: Final = RATIO + 1
+BOUTS: Final = 8
+_GAIN_SHAPE: Final = np.array([[1.0], [1.0], [1.0], [0.0], [0.0], [0.0]])
+_UPPER: Final = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 1, 2, 2])
+# The rotations about x, y and z at angle 0, differentiated.
+_GENERATORS: Final = np.array(
+    [
+        [[0.0, 0, 0], [0, 0, -1], [0, 1, 0]],
+        [[0, 0, 1], [0, 0, 0], [-1, 0, 0]],
+        [[0, -1, 0], [1, 0, 0], [0, 0, 0]],
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How much it takes. thresholds: of each of TESTED statistics; gain: of √T; rotation: of T. without_*: what must
+    remain when any one activity is left out. inflation: factor on standard deviations, for what the model of a bout
+    does not know.
+    """
+
+    gravity: float = 6.0
+    means: float = 5.5
+    strengths: float = 5.5
+    ratio: float = 4.0
+    gain: float = 3.75
+    rotation: float = 25.0
+    without_statistic: float = 2.5
+    without_gain: float = 1.5
+    without_rotation: float = 8.0
+    inflation: float = 1.2
+    clip: float = 8.0
+
+    @property
+    def thresholds(self) -> Floats:
+        """(TESTED,)."""
+        return np.array([self.gravity] * 3 + [self.means] * 3 + [self.strengths] * 4 + [self.ratio])
+
+    def scaled(self, factor: float) -> Policy:
+        """All thresholds times factor (the rotation's, a square, times its square)."""
+        return Policy(
+            self.gravity * factor,
+            self.means * factor,
+            self.strengths * factor,
+            self.ratio * factor,
+            self.gain * factor,
+            self.rotation * factor**2,
+            self.without_statistic,
+            self.without_gain,
+            self.without_rotation,
+            self.inflation,
+            self.clip,
+        )
+
+
+class _Alternative:
+    """A linear hypothesis about some statistics: they have all moved along `shape` (d, q) from what is expected.
+
+    shrink: towards no correlation between bouts, for what few bouts cannot tell; clip: what one bout may say at most.
+    """
+
+    def __init__(self, columns: Ints, shape: Floats, expected: Expected, shrink: float, clip: float) -> None:
+        grid = np.ix_(columns, columns)
+        between = expected.between[grid]
+        self.columns, self.shape, self.clip = columns, shape, clip
+        self.fixed = (1 - shrink) * between
+        self.fixed[np.diag_indices(len(columns))] += shrink * np.diagonal(between) + expected.unsure[columns] + 1e-6
+        self.of_windows = 2 * expected.within[grid]
+
+    def weigh(self, away: Floats, windows: int, factor: float) -> tuple[Floats, Floats]:
+        """Numerator wHᵀPd (q,) and information HᵀPH (q, q) of a generalised likelihood ratio."""
+        moved = away[self.columns]
+        both = np.empty((len(moved), self.shape.shape[1] + 1))
+        both[:, :-1], both[:, -1] = self.shape, moved
+        solved = np.linalg.solve(factor * (self.fixed + self.of_windows / windows), both)
+        weight = min(1.0, (self.clip / max(float(moved @ solved[:, -1]), 1e-9)) ** 0.5)
+        products = self.shape.T @ solved
+        return weight * products[:, -1], products[:, :-1]
+
+
+class Expected:
+    """What a bout of one activity should show on this device.
+
+    centre, unsure: (20,) and the variance of the centre; between, within: (20, 20) covariances of bout means and of a
+    bout's windows.
+    """
+
+    def __init__(self, centre: Floats, unsure: Floats, between: Floats, within: Floats) -> None:
+        self.centre, self.unsure, self.between, self.within = centre, unsure, between, within
+        self.between_variance = (np.diagonal(between) + unsure)[:TESTED]
+        self.within_variance = np.diagonal(within)[:TESTED]
+        self.window_sd = np.sqrt(self.between_variance + self.within_variance)
+
+    @cached_property
+    def gain(self) -> _Alternative:
+        """All acceleration stronger or weaker by one factor, rotation as it was."""
+        return _Alternative(GAIN, _GAIN_SHAPE, self, 0.05, 36.0)
+
+    @cached_property
+    def turn(self) -> _Alternative:
+        """Gravity and acceleration turned together."""
+        return _Alternative(ROTATION, turn_shape(self.centre), self, 0.2, 16.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What one bout says. scores: (TESTED,) standardised deviations; the rest: numerator and information of the gain
+    test (scalars) and of the rotation test ((3,) and (3, 3)).
+    """
+
+    scores: Floats
+    gain: float
+    gain_information: float
+    turn: Floats
+    turn_information: Floats
+
+
+def evidence(mean: Floats, windows: int, expected: Expected, policy: Policy) -> Evidence:
+    """The evidence of a bout whose windows (so many) have this mean (20,)."""
+    away = mean - expected.centre
+    factor = policy.inflation**2
+    variance = expected.between_variance + 2 / windows * expected.within_variance
+    scores = np.clip(away[:TESTED] / np.sqrt(factor * np.maximum(variance, 1e-4)), -policy.clip, policy.clip)
+    gain, gain_information = expected.gain.weigh(away, windows, factor)
+    turn, turn_information = expected.turn.weigh(away, windows, factor)
+    return Evidence(scores, float(gain[0]), float(gain_information[0, 0]), turn, turn_information)
+
+
+def turn_shape(centre: Floats) -> Floats:
+    """(9, 3): how gravity and the log covariance at centre (20,) move when the phone is turned a little."""
+    gravity, log = centre[GRAVITY_MEANS], matrix(centre[LOG_COVARIANCE])
+    shape = np.empty((9, 3))
+    for column, generator in enumerate(_GENERATORS):
+        shape[:3, column] = generator @ gravity
+        shape[3:, column] = (generator @ log - log @ generator)[_UPPER]
+    return shape
+
+
+def matrix(upper: Floats) -> Floats:
+    """(3, 3) symmetric matrix of its upper triangle (6,)."""
+    whole = np.empty((3, 3))
+    whole[_UPPER] = upper
+    whole[_UPPER[::-1]] = upper
+    return whole
+
+
+def statistic_moved(scores: Floats, activities: Ints, threshold: float, without: float) -> bool:
+    """Whether scores (k,) of k bouts agree that a statistic has moved."""
+    count, total = len(scores), float(scores.sum())
+    if count < 2 or abs(total) <= threshold * count**0.5:
+        return False
+    for activity in set(activities.tolist()):
+        others = activities != activity
+        if float(scores[others].sum()) * np.sign(total) <= without * max(int(others.sum()), 1) ** 0.5:
+            return False
+    return True
+
+
+def ratio_statistic(found: list[Evidence], *, gain: bool) -> tuple[float, Floats]:
+    """T and the estimate of the gain test (log gain, (1,)) or the rotation test (rotation vector, (3,)) over bouts."""
+    if gain:
+        moved, known = sum(item.gain for item in found), sum(item.gain_information for item in found) + 1e-6
+        return moved * moved / known, np.array([moved / known])
+    numerator: Floats = sum((item.turn for item in found), np.zeros(3))
+    information: Floats = sum((item.turn_information for item in found), 1e-6 * np.eye(3))
+    estimate = np.linalg.solve(information, numerator)
+    return float(numerator @ estimate), estimate
+
+
+def jointly_moved(
+    found: list[Evidence], activities: Ints, threshold: float, without: float, *, gain: bool
+) -> Floats | None:
+    """The estimate if the bouts agree on one gain, or one rotation, in every activity; else None."""
+    if len(found) < 2:
+        return None
+    total, estimate = ratio_statistic(found, gain=gain)
+    if total <= threshold:
+        return None
+    for activity in set(activities.tolist()):
+        others = [item for item, other in zip(found, activities.tolist(), strict=True) if other != activity]
+        if not others:
+            return None
+        rest, direction = ratio_statistic(others, gain=gain)
+        if rest <= without or float(direction @ estimate) <= 0:
+            return None
+    return estimate
+
+
