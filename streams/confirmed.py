@@ -91,6 +91,7 @@ class ConfirmedDetector:
         delta: float = 0.05,
         enough: int = 0,
         doubt: float = 1.0,
+        scan: bool = False,
     ) -> None:
         self.population = population or Population(profile)
         self.policy, self.source = policy, source
@@ -99,6 +100,7 @@ class ConfirmedDetector:
         self.delta = delta
         self.enough = enough
         self.doubt = doubt
+        self.scan = scan
         self.index = -1
         self.last_alarm: float | None = None
         self.recent: Floats = np.empty((0, len(ACTIVITIES)))
@@ -291,6 +293,12 @@ class ConfirmedDetector:
             hits.append(RATIO)
         g = jointly_moved(found, acts, p.gain**2, p.without_gain, gain=True)
         r = jointly_moved(found, acts, p.rotation, p.without_rotation, gain=False)
+        if self.scan:
+            for k in range(len(found) - 1, 1, -1):
+                if g is None:
+                    g = jointly_moved(found[:k], acts[:k], p.gain**2, p.without_gain, gain=True)
+                if r is None:
+                    r = jointly_moved(found[:k], acts[:k], p.rotation, p.without_rotation, gain=False)
         if not hits and g is None and r is None:
             return []
         tests = hits + (["gain"] if g is not None else []) + (["rotation"] if r is not None else [])

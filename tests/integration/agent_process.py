@@ -18,9 +18,9 @@ from schemas.settings import Settings
 from schemas.topology import ACTIVITY, AGENT_GROUP, DRIFT, Topic, dead_letters
 from streams.detectors import DETECTORS
 from streams.eventlog import read_events
-from streams.gate import Record
 from streams.kafka import client_config, producer_config, reader_config
 from streams.processor import Outcome, Processor
+from streams.records import Record, chunk_of
 
 ROOT = Path(__file__).parents[2]
 DEAD_LETTERS = dead_letters(ACTIVITY)
@@ -150,7 +150,7 @@ def truth(settings: Settings) -> Outcome:
             load=lambda _: None,
             fresh=DETECTORS[settings.detector],
         )
-        outcome = processor.process(records)
+        outcome = processor.process(chunk_of(records))
         whole.drifts += outcome.drifts
         whole.rejections += outcome.rejections
     return whole
