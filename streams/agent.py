@@ -21,6 +21,7 @@ from mode.supervisors import CrashingSupervisor
 
 from schemas.envelope import encode, envelope
 from schemas.errors import Stop
+from schemas.events import QualityDegraded
 from schemas.failpoints import reach
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY, AGENT_GROUP, DEVICES_TABLE, DRIFT, dead_letters
@@ -188,16 +189,16 @@ class Watcher:
 
     def _drift(self, drift: Drift) -> tuple[Any, ...]:
         event = drift.event
-        log.info(
-            "drift.detected",
-            id=drift.id,
-            device=event.device,
-            feature=event.feature,
-            statistic=event.statistic,
-            effect=event.effect,
-        )
+        if isinstance(event, QualityDegraded):
+            about = {"device": event.device, "channel": event.channel, "fault": event.fault}
+            log.warning("quality.degraded", id=drift.id, ended=event.ended, **about)
+            root = None
+        else:
+            about = {"device": event.device, "feature": event.feature, "statistic": event.statistic}
+            log.info("drift.detected", id=drift.id, effect=event.effect, **about)
+            root = event.episode
         return self.drift, *encode(
-            envelope(event, id=drift.id, source=SOURCE, subject=event.device, time=event.ts, root=event.episode)
+            envelope(event, id=drift.id, source=SOURCE, subject=event.device, time=event.ts, root=root)
         )
 
     @property

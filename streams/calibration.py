@@ -6,9 +6,9 @@ activity is expected to be like people on the whole, one with many like itself.
 
 from __future__ import annotations
 
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
-import msgspec
 import numpy as np
 
 from schemas.activity import ACTIVITIES
@@ -23,12 +23,13 @@ _SPREAD: Final = np.array([item.spread for item in MEASURED])
 _WITHIN: Final = 2.0  # without a profile, windows of a bout are taken to spread so many times as wide as bouts
 
 
-class Learned(msgspec.Struct, array_like=True):
+@dataclass(frozen=True, slots=True)
+class Learned:
     """Bouts of one activity: how many, and of their means the sum and the sum of squares, (20,) each."""
 
     bouts: int
-    total: list[float]
-    square: list[float]
+    total: Floats
+    square: Floats
 
 
 class Population:
@@ -58,15 +59,24 @@ class Calibration:
         """Learn one bout's mean (20,)."""
         before = self.learned.get(activity)
         if before is None:
-            before = Learned(0, [0.0] * COUNT, [0.0] * COUNT)
-        total, square = np.array(before.total) + mean, np.array(before.square) + mean * mean
-        self.learned[activity] = Learned(before.bouts + 1, total.tolist(), square.tolist())
+            before = Learned(0, np.zeros(COUNT), np.zeros(COUNT))
+        self.learned[activity] = Learned(before.bouts + 1, before.total + mean, before.square + mean * mean)
         self._expected.clear()
 
-    def bouts(self, activity: int) -> int:
-        """How many bouts of an activity were learned."""
-        learned = self.learned.get(activity)
-        return 0 if learned is None else learned.bouts
+    def dump(self) -> Any:
+        """State as plain values."""
+        return {
+            code: [item.bouts, np.array(item.total).tobytes(), np.array(item.square).tobytes()]
+            for code, item in self.learned.items()
+        }
+
+    def load(self, state: Any) -> None:
+        """Continue from a dumped state."""
+        self.learned = {
+            int(code): Learned(bouts, np.frombuffer(total), np.frombuffer(square))
+            for code, (bouts, total, square) in state.items()
+        }
+        self._expected.clear()
 
     def expected(self, activity: int) -> Expected | None:
         """What a bout of this activity should show, or None if nobody has shown it."""
@@ -77,7 +87,7 @@ class Calibration:
     def _narrowed(self, activity: int) -> Expected | None:
         learned, known = self.learned.get(activity), self.population.activities[activity]
         count = 0 if learned is None else learned.bouts
-        total = np.zeros(COUNT) if learned is None else np.array(learned.total)
+        total = np.zeros(COUNT) if learned is None else learned.total
         if known is None:
             if self.population.known or count < 2:
                 return None
@@ -101,8 +111,8 @@ class Calibration:
 
 def _scatter(learned: Learned) -> Floats:
     """(20,) sum of squared deviations of bout means from their mean."""
-    total = np.array(learned.total)
-    return np.maximum(np.array(learned.square) - total * total / learned.bouts, 0.0)
+    total = learned.total
+    return np.maximum(learned.square - total * total / learned.bouts, 0.0)
 
 
 def _scaled(covariance: Floats, factor: Floats) -> Floats:

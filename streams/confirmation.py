@@ -1,4 +1,4 @@
-"""The tests that make a candidate an alarm: does what recent bouts show differ from the reference in one consistent way?
+"""The tests that make a candidate an alarm: do recent bouts differ from the reference in one consistent way?
 
 Three alternatives: one statistic has moved; the accelerometer's gain has changed; the phone is turned. Each counts a
 bout once, however long it lasts, and each must hold without any one activity: what a single activity shows may be a new
@@ -7,9 +7,10 @@ way of doing it. Pure functions over a few bouts (the notes of the detector, lev
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -20,6 +21,7 @@ GAIN: Final = np.r_[STRENGTHS, RATES]
 ROTATION: Final = np.r_[GRAVITY_MEANS, LOG_COVARIANCE]
 # What has an ADWIN and a test of its own: the ten statistics and the ratio.
 TESTED: Final = RATIO + 1
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 BOUTS: Final = 8
 _GAIN_SHAPE: Final = np.array([[1.0], [1.0], [1.0], [0.0], [0.0], [0.0]])
 _UPPER: Final = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 1, 2, 2])
@@ -33,7 +35,10 @@ _GENERATORS: Final = np.array(
 )
 
 
-@dataclass(frozen=True, slots=True)
+PolicyName = Literal["quiet", "standard", "sensitive"]
+
+
+@dataclass(frozen=True)
 class Policy:
     """How much it takes. thresholds: of each of TESTED statistics; gain: of √T; rotation: of T. without_*: what must
     remain when any one activity is left out. inflation: factor on standard deviations, for what the model of a bout
@@ -44,34 +49,38 @@ class Policy:
     means: float = 5.5
     strengths: float = 5.5
     ratio: float = 4.0
-    gain: float = 3.75
-    rotation: float = 25.0
+    gain: float = 4.2
+    rotation: float = 30.0
     without_statistic: float = 2.5
     without_gain: float = 1.5
     without_rotation: float = 8.0
+    alone: float = 6.0
     inflation: float = 1.2
     clip: float = 8.0
 
-    @property
+    @cached_property
     def thresholds(self) -> Floats:
         """(TESTED,)."""
         return np.array([self.gravity] * 3 + [self.means] * 3 + [self.strengths] * 4 + [self.ratio])
 
     def scaled(self, factor: float) -> Policy:
         """All thresholds times factor (the rotation's, a square, times its square)."""
-        return Policy(
-            self.gravity * factor,
-            self.means * factor,
-            self.strengths * factor,
-            self.ratio * factor,
-            self.gain * factor,
-            self.rotation * factor**2,
-            self.without_statistic,
-            self.without_gain,
-            self.without_rotation,
-            self.inflation,
-            self.clip,
+        return replace(
+            self,
+            gravity=self.gravity * factor,
+            means=self.means * factor,
+            strengths=self.strengths * factor,
+            ratio=self.ratio * factor,
+            gain=self.gain * factor,
+            rotation=self.rotation * factor**2,
         )
+
+
+POLICIES: Final[dict[PolicyName, Policy]] = {
+    "quiet": Policy().scaled(1.25),
+    "standard": Policy(),
+    "sensitive": Policy().scaled(0.85),
+}
 
 
 class _Alternative:
@@ -123,10 +132,10 @@ class Expected:
         return _Alternative(ROTATION, turn_shape(self.centre), self, 0.2, 16.0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Evidence:
     """What one bout says. scores: (TESTED,) standardised deviations; the rest: numerator and information of the gain
-    test (scalars) and of the rotation test ((3,) and (3, 3)).
+    test (scalars) and of the rotation test ((3,) and (3, 3)). expected: what it was compared with.
     """
 
     scores: Floats
@@ -134,17 +143,30 @@ class Evidence:
     gain_information: float
     turn: Floats
     turn_information: Floats
+    expected: Expected
+
+    @property
+    def surprise(self) -> float:
+        """How little the bout looks like what was expected."""
+        return float(self.scores @ self.scores)
 
 
-def evidence(mean: Floats, windows: int, expected: Expected, policy: Policy) -> Evidence:
-    """The evidence of a bout whose windows (so many) have this mean (20,)."""
+def evidence(mean: Floats, windows: int, expected: Expected, policy: Policy, frozen: Mask | None = None) -> Evidence:
+    """The evidence of a bout whose windows (so many) have this mean (20,). frozen: (20,) what says nothing."""
     away = mean - expected.centre
     factor = policy.inflation**2
     variance = expected.between_variance + 2 / windows * expected.within_variance
-    scores = np.clip(away[:TESTED] / np.sqrt(factor * np.maximum(variance, 1e-4)), -policy.clip, policy.clip)
+    scores = away[:TESTED] / np.sqrt(factor * np.maximum(variance, 1e-4))
+    scores = np.maximum(np.minimum(scores, policy.clip), -policy.clip)
     gain, gain_information = expected.gain.weigh(away, windows, factor)
     turn, turn_information = expected.turn.weigh(away, windows, factor)
-    return Evidence(scores, float(gain[0]), float(gain_information[0, 0]), turn, turn_information)
+    if frozen is not None and frozen.any():
+        scores[frozen[:TESTED]] = 0.0
+        if frozen[GAIN].any():
+            gain, gain_information = 0 * gain, 0 * gain_information
+        if frozen[ROTATION].any():
+            turn, turn_information = 0 * turn, 0 * turn_information
+    return Evidence(scores, float(gain[0]), float(gain_information[0, 0]), turn, turn_information, expected)
 
 
 def turn_shape(centre: Floats) -> Floats:
@@ -177,19 +199,19 @@ def statistic_moved(scores: Floats, activities: Ints, threshold: float, without:
     return True
 
 
-def ratio_statistic(found: list[Evidence], *, gain: bool) -> tuple[float, Floats]:
+def ratio_statistic(found: Sequence[Evidence], *, gain: bool) -> tuple[float, Floats]:
     """T and the estimate of the gain test (log gain, (1,)) or the rotation test (rotation vector, (3,)) over bouts."""
     if gain:
         moved, known = sum(item.gain for item in found), sum(item.gain_information for item in found) + 1e-6
         return moved * moved / known, np.array([moved / known])
     numerator: Floats = sum((item.turn for item in found), np.zeros(3))
     information: Floats = sum((item.turn_information for item in found), 1e-6 * np.eye(3))
-    estimate = np.linalg.solve(information, numerator)
+    estimate = np.asarray(np.linalg.solve(information, numerator), np.float64)
     return float(numerator @ estimate), estimate
 
 
 def jointly_moved(
-    found: list[Evidence], activities: Ints, threshold: float, without: float, *, gain: bool
+    found: Sequence[Evidence], activities: Ints, threshold: float, without: float, *, gain: bool
 ) -> Floats | None:
     """The estimate if the bouts agree on one gain, or one rotation, in every activity; else None."""
     if len(found) < 2:
@@ -207,3 +229,57 @@ def jointly_moved(
     return estimate
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """An alarm. bouts: how many of the newest bouts agreed. columns: the statistics that moved by their own test.
+
+    gain: estimated log gain; turn: estimated rotation vector; where that test confirmed it. alone: in one activity.
+    """
+
+    bouts: int
+    columns: tuple[int, ...] = ()
+    gain: float | None = None
+    turn: Floats | None = None
+    alone: bool = False
+
+
+def judge(found: Sequence[Evidence], activities: Ints, since: Mapping[int, int], policy: Policy) -> Verdict | None:
+    """The verdict on the newest k bouts (newest first): their evidence, their activities (k,).
+
+    since: for each statistic that is a candidate, how many of these bouts have come since its change; the ratio and the
+    joint tests need no candidate of their own. The joint tests look at the newest 2 … k bouts: a change point that is
+    dated too early would water them down (which found a turned phone a minute earlier at equal false alarms).
+    """
+    if len(found) < 2:
+        return None
+    scores = np.array([item.scores for item in found])
+    columns = {
+        column: count
+        for column, count in {**since, RATIO: len(found)}.items()
+        if statistic_moved(
+            scores[:count, column], activities[:count], policy.thresholds[column], policy.without_statistic
+        )
+    }
+    gain, with_gain = _newest(found, activities, policy.gain**2, policy.without_gain, gain=True)
+    turn, with_turn = _newest(found, activities, policy.rotation, policy.without_rotation, gain=False)
+    most = max([*columns.values(), with_gain, with_turn])
+    if not most:
+        return None
+    return Verdict(most, tuple(columns), None if gain is None else float(gain[0]), turn)
+
+
+def _newest(
+    found: Sequence[Evidence], activities: Ints, threshold: float, without: float, *, gain: bool
+) -> tuple[Floats | None, int]:
+    """The joint test's estimate over as many of the newest bouts as agree, and how many; None and 0 if none do."""
+    for count in range(len(found), 1, -1):
+        estimate = jointly_moved(found[:count], activities[:count], threshold, without, gain=gain)
+        if estimate is not None:
+            return estimate, count
+    return None, 0
+
+
+def judge_alone(newest: Evidence, policy: Policy) -> Verdict | None:
+    """The verdict on a device that stays in one activity, whose long bout no other can second."""
+    columns = np.flatnonzero(np.abs(newest.scores) > policy.alone).tolist()
+    return Verdict(1, tuple(columns), alone=True) if columns else None

@@ -1,309 +1,358 @@
 """Drift against the device's own past in the same activity, confirmed over several bouts and activities.
 
-Conditioning on the activity takes away what a person does; counting a bout once, however long it lasts, takes away
-the autocorrelation. Both are what makes an ADWIN's detection mean something. ADWIN opens a candidate and says since
-when; `streams.confirmation` decides whether it is an alarm.
+Conditioning on the activity takes away what a person does; counting a bout once, however long it lasts, takes away the
+autocorrelation; doubting the classifier takes away its mistakes. Together they are what makes an ADWIN's detection mean
+something. ADWIN opens a candidate and says since when; `streams.confirmation` decides whether it is an alarm.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from collections.abc import Sequence
+from typing import Any, Final
 
-import msgspec
 import numpy as np
 from river.drift import ADWIN
 
-from schemas.activity import ACTIVITIES
-from streams.calibration import Calibration, Learned, Population
+from streams.adwin import restore
+from streams.bouts import Bout, Candidate, kept
+from streams.calibration import Calibration, Population
+from streams.conditioning import NOT_JUDGED, Conditioner, Source, by_strength
 from streams.confirmation import (
     BOUTS,
+    POLICIES,
     TESTED,
     Evidence,
+    Expected,
+    Mask,
     Policy,
+    PolicyName,
     evidence,
-    jointly_moved,
-    statistic_moved,
+    judge,
+    judge_alone,
 )
 from streams.drift import Change
-from streams.measures import COUNT, MEASURED, RATIO, WIDTH
+from streams.explain import changes_of
+from streams.measures import COUNT, DEPENDS, WIDTH, completed, measure
 from streams.profile import Classifier, Profile
-from streams.windows import MAX_GAP_S, NO_LABEL, Floats, Ints, Readings, Windows
+from streams.quality import Degraded, Quality, Refused
+from streams.windows import Floats, Readings, Windows
 
-Source = Literal["auto", "label", "model"]
-
-CALIBRATION_WINDOWS: Final = 500  # of a device before it is judged: 640 s
-COUNTED_WINDOWS: Final = 5  # a bout of fewer says nothing
-CALIBRATING_WINDOWS: Final = 4  # ... but may calibrate
-SMOOTHED_WINDOWS: Final = 3  # over which the classifier's probabilities are averaged
+CALIBRATION_S: Final = (
+    640.0  # of windows, before a device is judged; with half as many false alarms are five times as many
+)
+HOP_S: Final = 1.28
+CALIBRATING_WINDOWS: Final = 4  # a bout of fewer tells a device's own centre nothing
+COUNTED_WINDOWS: Final = 5  # nor is it evidence
+DOUBT: Final = 0.05  # an activity with so much probability over a bout may be what it shows
 CANDIDATE_S: Final = 300.0
 COOLDOWN_S: Final = 300.0
 RESIDUAL_CLIP: Final = 5.0
+ALONE_WINDOWS: Final = 60  # of one bout, from which a device that stays in one activity can be judged
 # At how many windows the current bout is looked at; between them nothing much can have changed.
 LOOKS: Final = frozenset([5, 6, 7, 8, 10, 12, 15, 18, 22, 27, 33, 40, 50, *range(60, 3000, 20)])
-UNLABELLED_WINDOWS: Final = 24  # after so many, a device no longer sends labels
+# What else an ADWIN watches: the classifier's confidence, and its errors where there are labels.
+CONFIDENCE: Final = TESTED
+ERROR: Final = TESTED + 1
 
 
-@dataclass
-class _Bout:
-    """A run of windows in one activity; its first window is not counted, as it straddles the change of activity."""
+class Confirmed:
+    """What the detectors of all devices share: the settings, and the reference profile in force.
 
-    activity: int
-    index: int
-    ts: float
-    offset: int
-    seen: int
-    total: Floats
-    probs: Floats
-    evidence: Evidence | None = None
+    policy: how much it takes. source: where the activity comes from. calibration_s: of windows before a device is
+    judged.
+    """
 
-    @property
-    def count(self) -> int:
-        return self.seen - 1
+    def __init__(
+        self, policy: PolicyName | Policy = "standard", source: Source = "auto", calibration_s: float = CALIBRATION_S
+    ) -> None:
+        self.name = policy if isinstance(policy, str) else "custom"
+        self.policy = POLICIES[policy] if isinstance(policy, str) else policy
+        self.source: Source = source
+        self.calibration_windows = round(calibration_s / HOP_S)
+        self.profile = ""  # what it is known by; empty without one
+        self.population = Population(None)
+        self.classifier: Classifier | None = None
+        self._next: tuple[str, Profile] | None = None
 
-    @property
-    def mean(self) -> Floats:
-        return self.total / self.count
+    def adopt(self, name: str, profile: Profile) -> None:
+        """Use this profile from the next windows that are measured on. May be called by another thread."""
+        self._next = (name, profile)
 
+    def measure(self, values: Floats) -> Floats:
+        """(n, WIDTH + 6): measures, and the probability of each activity."""
+        if self._next is not None:
+            (self.profile, profile), self._next = self._next, None
+            self.population = Population(profile)
+            self.classifier = Classifier(profile.classifier) if profile.classifier is not None else None
+        whole = completed(values)
+        measures = measure(whole)
+        believed = by_strength(measures) if self.classifier is None else self.classifier.probabilities(whole)
+        return np.concatenate([measures, believed], axis=1)
 
-@dataclass
-class _Candidate:
-    """A statistic that an ADWIN has flagged: since which window, and when it was last flagged."""
-
-    start: int
-    ts: float
-
-
-def conditioned(profile: Profile | None) -> Any:
-    return None
+    def __call__(self) -> ConfirmedDetector:
+        """A fresh detector of one device."""
+        return ConfirmedDetector(self)
 
 
 class ConfirmedDetector:
-    """One device's statistics against its own past in the same activity, confirmed over bouts and activities."""
+    """One device's statistics against its own past in the same activity."""
 
-    def __init__(
-        self,
-        profile: Profile | None = None,
-        population: Population | None = None,
-        policy: Policy = Policy(),
-        source: Source = "auto",
-        calibration_windows: int = CALIBRATION_WINDOWS,
-        delta: float = 0.05,
-        enough: int = 0,
-        doubt: float = 1.0,
-        scan: bool = False,
-    ) -> None:
-        self.population = population or Population(profile)
-        self.policy, self.source = policy, source
-        self.thresholds = policy.thresholds
-        self.calibration_windows = calibration_windows
-        self.delta = delta
-        self.enough = enough
-        self.doubt = doubt
-        self.scan = scan
-        self.index = -1
+    def __init__(self, kind: Confirmed) -> None:
+        self.kind = kind
+        self.config = f"confirmed/3/{kind.name}/{kind.source}/{kind.calibration_windows}"
+        self.profile = kind.profile
+        self.index = -1  # of the last window
         self.last_alarm: float | None = None
-        self.recent: Floats = np.empty((0, len(ACTIVITIES)))
-        self.last_end = -np.inf
-        self.labelled, self.unlabelled = False, 0
+        self.quality = Quality()
+        self.conditioner = Conditioner(kind.source)
         self._begin()
 
     def _begin(self) -> None:
-        self.learned_windows = 0
-        self.since = 0
-        self.calibration = Calibration(self.population)
-        self.bouts: list[_Bout] = []
-        self.candidates: dict[int, _Candidate] = {}
-        self.adwins = [self._adwin() for _ in range(TESTED)]
-        self.sd: dict[int, Floats] = {}
+        """Calibrate from here on: what the device shows now is its normal until it changes."""
+        self.calibrated = 0  # windows
+        self.since = self.index + 1  # first window that is judged
+        self.calibration = Calibration(self.kind.population)
+        self._watch()
 
-    def _adwin(self) -> Any:
-        return ADWIN(delta=self.delta, clock=2, grace_period=16)._helper
+    def _watch(self) -> None:
+        """Suspect nothing."""
+        self.bouts: list[Bout] = []
+        self.candidates: dict[int, Candidate] = {}
+        self.adwins = [_adwin(column) for column in range(ERROR + 1)]
 
-    def observe(self, readings: Readings, windows: Windows) -> list[Change]:
-        codes = self._activities(windows)
+    def _rebase(self) -> None:
+        """Another profile is in force. What the device showed stays known, unless it was sorted by strength alone."""
+        learned, sorted_by_activity = self.calibration.learned, bool(self.profile) or self.conditioner.labelled
+        self.profile = self.kind.profile
+        if sorted_by_activity:
+            self.calibration = Calibration(self.kind.population)
+            self.calibration.learned = learned
+            if self.calibrated >= self.kind.calibration_windows:
+                self.since = self.index + 1
+            self._watch()
+        else:
+            self._begin()
+
+    def observe(self, readings: Readings, windows: Windows, refused: Sequence[Refused] = ()) -> list[Change | Degraded]:
+        """Alarms at the windows that confirm them, one Change for each statistic that moved; and faults."""
+        if self.profile != self.kind.profile:
+            self._rebase()
+        faults, broken = self.quality.observe(windows, refused)
+        found: list[Change | Degraded] = list(faults)
+        if not len(windows):
+            return found
+        assert windows.measures is not None
+        codes, labelled, believed, gaps = self.conditioner.activities(windows, windows.measures[:, WIDTH:])
+        frozen = None
+        if broken.any():
+            frozen = (broken @ DEPENDS.T) > 0
+            codes = np.where(broken.any(1) & ~labelled, NOT_JUDGED, codes)  # its activity is not to be trusted either
+        at: int = 0
         changes: list[Change] = []
-        n = len(codes)
-        at = 0
-        while at < n:
+        while at < len(codes):
             end = at + 1
-            while end < n and codes[end] == codes[at]:
+            while (
+                end < len(codes)
+                and codes[end] == codes[at]
+                and labelled[end] == labelled[at]
+                and not gaps[end]
+                and (frozen is None or (frozen[end] == frozen[at]).all())
+            ):
                 end += 1
-            if codes[at] == -2:
+            if gaps[at] or codes[at] == NOT_JUDGED:
+                self._close()
+            if codes[at] == NOT_JUDGED:
                 at = end
                 continue
             while at < end:
-                at = self._advance(windows, int(codes[at]), at, end, changes)
-        return changes
+                named = bool(labelled[at]) or self.kind.classifier is not None
+                at = self._advance(
+                    windows, believed, None if frozen is None else frozen[at], int(codes[at]), named, at, end, changes
+                )
+        found += changes
+        return sorted(found, key=lambda item: item.offset) if faults and changes else found
 
-    def _activities(self, windows: Windows) -> Ints:
-        """code, or -2 for a window that is not judged."""
-        n = len(windows)
-        P = windows.measures[:, WIDTH:]
-        k = len(self.recent)
-        allP = np.concatenate([self.recent, P])
-        starts = windows.start; ends = windows.end
-        prev = np.concatenate([[self.last_end], ends[:-1]])
-        gap = starts - prev > MAX_GAP_S
-        codes = np.empty(n, np.int64)
-        first = 0  # first usable row in allP
-        if gap.any() or k < 2:
-            for i in range(n):
-                if gap[i]:
-                    first = k + i
-                lo = max(first, k + i - 2)
-                codes[i] = int(allP[lo : k + i + 1].sum(0).argmax())
-        else:
-            codes = (allP[2:] + allP[1:-1] + allP[:-2]).argmax(1)
-        self.recent = allP[max(first, k + n - 2):]
-        self.last_end = float(ends[-1]) if n else self.last_end
-        if self.source != "model":
-            for i, label in enumerate(windows.labels.tolist()):
-                self.unlabelled = self.unlabelled + 1 if label == NO_LABEL else 0
-                self.labelled = label != NO_LABEL or (self.labelled and self.unlabelled <= UNLABELLED_WINDOWS)
-                if label != NO_LABEL:
-                    codes[i] = label
-                elif self.labelled or self.source == "label":
-                    codes[i] = -2
-        return codes
-
-    def _advance(self, windows: Windows, activity: int, at: int, end: int, changes: list[Change]) -> int:
-        """Rows at..end of one activity; returns the next row to do."""
+    def _advance(
+        self,
+        windows: Windows,
+        believed: Floats,
+        frozen: Mask | None,
+        activity: int,
+        named: bool,
+        at: int,
+        end: int,
+        changes: list[Change],
+    ) -> int:
+        """Take windows at ≤ i < end of one activity in; the first one that is left, after an alarm or calibration."""
+        assert windows.measures is not None
         bout = self.bouts[-1] if self.bouts else None
-        if bout is None or bout.activity != activity:
-            self._close(bout)
-            bout = _Bout(activity, self.index + 1, float(windows.start[at]), int(windows.first_offset[at]), 0, np.zeros(COUNT), np.zeros(6))
-            kept = [item for item in self.bouts if item.count >= COUNTED_WINDOWS][-BOUTS:]
-            self.bouts = [*kept, bout]
-        X = windows.measures[at:end, :COUNT]
-        m = end - at
-        # running sums, first window of a bout not counted
-        Y = X if bout.seen else np.concatenate([np.zeros((1, COUNT)), X[1:]])
-        sums = np.cumsum(np.concatenate([bout.total[None], Y]), axis=0)[1:]
-        Pr = windows.measures[at:end, WIDTH:]; PS = np.cumsum(np.concatenate([bout.probs[None], Pr]), axis=0)[1:]
-        seen0 = bout.seen
-        index0 = self.index
-        if self.learned_windows < self.calibration_windows:
-            m = min(m, self.calibration_windows - self.learned_windows)
-            self.learned_windows += m
-            bout.seen += m; bout.total = sums[m-1]; bout.probs = PS[m-1]; self.index += m
+        if bout is None or bout.closed or bout.activity != activity:
+            self._close()
+            bout = Bout(activity, self.index + 1, float(windows.start[at]), int(windows.first_offset[at]), named)
+            self.bouts = [*kept(self.bouts, COUNTED_WINDOWS, BOUTS), bout]
+        if self.calibrated < self.kind.calibration_windows:
+            end = min(end, at + self.kind.calibration_windows - self.calibrated)
+        rows = slice(at, end)
+        statistics = windows.measures[rows, :COUNT]
+        if frozen is not None:
+            bout.frozen |= frozen
+        totals, beliefs = bout.running(statistics, believed[rows])
+        first, seen, count = self.index + 1, bout.seen, end - at
+        if self.calibrated < self.kind.calibration_windows:
+            self.calibrated += count
+            bout.reach(seen + count, totals[-1], beliefs[-1])
+            self.index += count
             self.since = self.index + 1
-            if self.learned_windows >= self.calibration_windows:
-                pass
-            return at + m
+            return end
         expected = self.calibration.expected(activity)
-        detections = {}
-        if expected is not None:
-            sd = self.sd.get(activity)
-            if sd is None:
-                sd = self.sd[activity] = expected.window_sd
-            R = np.clip((X[:, :TESTED] - expected.centre[:TESTED]) / sd, -RESIDUAL_CLIP, RESIDUAL_CLIP)
-            cols = R.T.tolist()
-            for j in range(TESTED):
-                col = cols[j]
-                i = 0
-                while i < m:
-                    helper = self.adwins[j]
-                    hit = False
-                    for hit in map(helper.update, col[i:] if i else col):
-                        i += 1
-                        if hit:
-                            break
-                    if hit:
-                        width = int(helper.get_width())
-                        start = max(self.since, index0 + i - width + 1 - 3)
-                        detections.setdefault(i - 1, []).append((j, start))
-                        self.adwins[j] = self._adwin()
-        for i in range(m):
-            ts = float(windows.end[at + i])
-            for j, start in detections.get(i, ()):
-                known = self.candidates.get(j)
-                self.candidates[j] = _Candidate(min(start, known.start) if known else start, ts)
+        flagged = self._update(windows, expected, frozen, activity, rows)
+        for number in range(count):
+            ts = float(windows.end[at + number])
+            for column, start in flagged.get(number, ()):
+                known = self.candidates.get(column)
+                self.candidates[column] = Candidate(min(start, known.start) if known else start, ts)
+            if not self.candidates or not (seen + number in LOOKS or seen + number == 0):
+                continue
+            self._forget_old(ts)
             if not self.candidates:
                 continue
-            if self.last_alarm is not None and ts - self.last_alarm < COOLDOWN_S:
-                self.candidates.clear()
-                continue
-            count = seen0 + i
-            if (count in LOOKS) or i == 0 and not seen0:
-                self.candidates = {j: c for j, c in self.candidates.items() if ts - c.ts <= CANDIDATE_S}
-                if not self.candidates:
-                    continue
-                bout.seen = seen0 + i + 1; bout.total = sums[i]; bout.probs = PS[i]; bout.evidence = None
-                found = self._confirm(ts, int(windows.last_offset[at + i]), expected)
-                if found:
-                    changes += found
-                    self.last_alarm = ts
-                    self.index = index0 + i + 1
-                    self._begin()
-                    return at + i + 1
-        bout.seen = seen0 + m; bout.total = sums[m - 1]; bout.probs = PS[m-1]; bout.evidence = None
-        self.index = index0 + m
+            bout.reach(seen + number + 1, totals[number], beliefs[number])
+            alarm = self._judge(ts, int(windows.last_offset[at + number]))
+            if alarm:
+                changes += alarm
+                self.index = first + number
+                self.last_alarm = ts
+                self._begin()
+                return at + number + 1
+        bout.reach(seen + count, totals[-1], beliefs[-1])
+        self.index += count
         return end
 
-    def _close(self, bout: _Bout | None) -> None:
-        """A finished bout calibrates."""
-        if bout is None:
-            return
-        if bout.count < CALIBRATING_WINDOWS:
-            return
-        # bouts that began while calibrating
-        if bout.index < self.since or (self.enough and self.calibration.bouts(bout.activity) < self.enough and not self.candidates):
-            self.calibration.take(bout.activity, bout.mean)
-            self.sd.clear()
-            for item in self.bouts:
-                item.evidence = None
+    def _update(
+        self,
+        windows: Windows,
+        expected: Expected | None,
+        frozen: Mask | None,
+        activity: int,
+        rows: slice,
+    ) -> dict[int, list[tuple[int, int]]]:
+        """Feed the ADWINs; by window, the columns that it flags, with the window since when."""
+        assert windows.measures is not None
+        flagged: dict[int, list[tuple[int, int]]] = {}
+        columns: list[tuple[int, Floats]] = []
+        if expected is not None:
+            residuals = (windows.measures[rows, :TESTED] - expected.centre[:TESTED]) / expected.window_sd
+            residuals = np.maximum(np.minimum(residuals, RESIDUAL_CLIP), -RESIDUAL_CLIP)
+            columns += [
+                (column, residual)
+                for column, residual in enumerate(residuals.T)
+                if frozen is None or not frozen[column]
+            ]
+        if self.kind.classifier is not None:
+            probabilities = windows.measures[rows, WIDTH:]
+            columns.append((CONFIDENCE, probabilities.max(1)))
+            if (windows.labels[rows] == activity).all():
+                columns.append((ERROR, (probabilities.argmax(1) != activity).astype(np.float64)))
+        for column, series in columns:
+            left = iter(series.tolist())
+            length = len(series)
+            while True in map(self.adwins[column].update, left):
+                number = length - left.__length_hint__() - 1
+                adwin, self.adwins[column] = self.adwins[column], _adwin(column)
+                # ADWIN looks every other value and cuts between buckets: it is up to three windows late.
+                start = max(self.since, self.index + 1 + number - int(adwin.get_width()) + 1 - 3)
+                flagged.setdefault(number, []).append((column, start))
+        return flagged
 
-    def _confirm(self, ts: float, offset: int, expected: Any) -> list[Change]:
-        earliest = min(c.start for c in self.candidates.values())
-        bouts = [b for b in reversed(self.bouts) if b.count >= COUNTED_WINDOWS and b.index >= earliest - 2][:BOUTS]
-        if len(bouts) < 2:
+    def _forget_old(self, ts: float) -> None:
+        if self.last_alarm is not None and ts - self.last_alarm < COOLDOWN_S:
+            self.candidates.clear()
+            return
+        self.candidates = {
+            column: candidate for column, candidate in self.candidates.items() if ts - candidate.ts <= CANDIDATE_S
+        }
+
+    def _close(self) -> None:
+        """The current bout is over. If it began while the device was calibrated, it calibrates."""
+        if not self.bouts or self.bouts[-1].closed:
+            return
+        bout = self.bouts[-1]
+        bout.closed = True
+        if bout.index < self.since and bout.count >= CALIBRATING_WINDOWS and not bout.frozen.any():
+            self.calibration.take(bout.activity, bout.mean)
+            for other in self.bouts:
+                other.evidence = None
+
+    def _judge(self, ts: float, offset: int) -> list[Change]:
+        """The alarm, if the bouts since the candidates' changes make one."""
+        starts = {column: candidate.start for column, candidate in self.candidates.items() if column < TESTED}
+        alone = CONFIDENCE in self.candidates and len({bout.activity for bout in self.bouts}) == 1
+        if not starts and not alone:
             return []
-        found, used = [], []
-        for b in bouts:
-            if b.evidence is None:
-                e = self.calibration.expected(b.activity)
-                if e is None:
-                    continue
-                b.evidence = evidence(b.mean, b.count, e, self.policy)
-                if self.doubt < 1:
-                    pm = b.probs / b.seen
-                    best = float(np.square(b.evidence.scores).sum())
-                    for a in np.flatnonzero(pm > self.doubt).tolist():
-                        if a == b.activity or (e2 := self.calibration.expected(a)) is None:
-                            continue
-                        other = evidence(b.mean, b.count, e2, self.policy)
-                        d2 = float(np.square(other.scores).sum())
-                        if d2 < best:
-                            best, b.evidence = d2, other
-            found.append(b.evidence); used.append(b)
-        if len(found) < 2:
-            return []
-        acts = np.array([b.activity for b in used]); starts = np.array([b.index for b in used])
-        Z = np.array([e.scores for e in found])
-        p = self.policy
-        hits = []
-        for j, c in self.candidates.items():
-            if j == RATIO:
+        earliest = min(starts.values(), default=self.index)
+        found: list[tuple[Bout, Evidence]] = []
+        for bout in reversed(self.bouts):
+            if bout.count < COUNTED_WINDOWS or (bout.index < earliest - 2 and not alone):
                 continue
-            k = int((starts >= c.start - 2).sum())
-            if k >= 2 and abs(Z[:k, j].sum()) > self.thresholds[j] * k**0.5 and statistic_moved(Z[:k, j], acts[:k], self.thresholds[j], p.without_statistic):
-                hits.append(j)
-        if statistic_moved(Z[:, RATIO], acts, self.thresholds[RATIO], p.without_statistic):
-            hits.append(RATIO)
-        g = jointly_moved(found, acts, p.gain**2, p.without_gain, gain=True)
-        r = jointly_moved(found, acts, p.rotation, p.without_rotation, gain=False)
-        if self.scan:
-            for k in range(len(found) - 1, 1, -1):
-                if g is None:
-                    g = jointly_moved(found[:k], acts[:k], p.gain**2, p.without_gain, gain=True)
-                if r is None:
-                    r = jointly_moved(found[:k], acts[:k], p.rotation, p.without_rotation, gain=False)
-        if not hits and g is None and r is None:
+            if bout.evidence is None:
+                bout.evidence = self._evidence(bout)
+            if bout.evidence is not None:
+                found.append((bout, bout.evidence))
+            if len(found) == BOUTS:
+                break
+        if not found:
             return []
-        tests = hits + (["gain"] if g is not None else []) + (["rotation"] if r is not None else [])
-        self.last_tests = tests
-        b = used[-1]
-        T = np.abs(Z.sum(0)) / len(Z) ** .5
-        j = int(T.argmax())
-        return [Change(MEASURED[j].feature, str(tests), "statistic", 0., 0., float(T[j]), ts, b.ts, offset, b.offset, ACTIVITIES[used[0].activity])]
+        if alone and found[0][0].count >= ALONE_WINDOWS:
+            verdict = judge_alone(found[0][1], self.kind.policy)
+        else:
+            since = {column: sum(bout.index >= start - 2 for bout, _ in found) for column, start in starts.items()}
+            activities = np.array([bout.activity for bout, _ in found])
+            verdict = judge([item for _, item in found], activities, since, self.kind.policy)
+        if verdict is None:
+            return []
+        hurts = CONFIDENCE in self.candidates or ERROR in self.candidates
+        return changes_of(verdict, found[: verdict.bouts], ts, offset, hurts=hurts)
+
+    def _evidence(self, bout: Bout) -> Evidence | None:
+        """What a bout says, on the doubt that it may show another activity: the one that makes it least surprising."""
+        found: list[Evidence] = []
+        likely = np.flatnonzero(bout.believed > DOUBT * bout.seen).tolist()
+        for activity in dict.fromkeys([bout.activity, *likely]):
+            expected = self.calibration.expected(activity)
+            if expected is not None:
+                found.append(evidence(bout.mean, bout.count, expected, self.kind.policy, bout.frozen))
+        return min(found, key=lambda item: item.surprise, default=None)
+
+    def dump(self) -> Any:
+        """State as plain values."""
+        return [
+            self.profile,
+            self.index,
+            self.last_alarm,
+            self.calibrated,
+            self.since,
+            self.quality.dump(),
+            self.conditioner.dump(),
+            self.calibration.dump(),
+            [bout.dump() for bout in self.bouts],
+            [[column, candidate.start, candidate.ts] for column, candidate in self.candidates.items()],
+            [adwin.__getstate__() for adwin in self.adwins],
+        ]
+
+    def load(self, state: Any) -> None:
+        """Continue from a dumped state."""
+        (self.profile, self.index, self.last_alarm, self.calibrated, self.since) = state[:5]
+        quality, conditioner, calibration, bouts, candidates, adwins = state[5:]
+        self.quality.load(quality)
+        self.conditioner.load(conditioner)
+        self.calibration.load(calibration)
+        self.bouts = [Bout.load(bout) for bout in bouts]
+        self.candidates = {column: Candidate(start, ts) for column, start, ts in candidates}
+        for adwin, blob in zip(self.adwins, adwins, strict=True):
+            restore(adwin, blob)
+
+
+def _adwin(column: int) -> Any:
+    """river's own ADWIN without its wrapper. Statistics: to be suspicious is cheap; the model: to be sure."""
+    delta = 0.05 if column < TESTED else 0.002
+    return ADWIN(delta=delta, clock=2, grace_period=16)._helper

@@ -12,11 +12,11 @@ from __future__ import annotations
 from typing import Final
 
 from streams.adwin import PerFeatureDetector, RawDetector
-from streams.confirmed import ConfirmedDetector
-from streams.drift import Detector
+from streams.confirmed import Confirmed
+from streams.drift import Kind
 
-DETECTORS: Final[dict[str, type[Detector]]] = {
+DETECTORS: Final[dict[str, Kind]] = {
     "raw": RawDetector,
     "per-feature": PerFeatureDetector,
-    "confirmed": ConfirmedDetector,
+    "confirmed": Confirmed(),
 }

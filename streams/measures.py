@@ -37,10 +37,12 @@ RATIO: Final = 10
 RATES: Final = slice(11, 14)
 LOG_COVARIANCE: Final = slice(14, 20)
 # After the statistics come, for each channel, the share of readings that repeat the one before, and of those that sit
-# at the window's highest or lowest value.
+# at the window's highest or lowest value where that is so high that a sensor may end there.
 REPEATED: Final = slice(COUNT, COUNT + len(CHANNEL_NAMES))
 CLIPPED: Final = slice(REPEATED.stop, REPEATED.stop + len(CHANNEL_NAMES))
 WIDTH: Final = CLIPPED.stop
+# Phones measure up to ±8 g and ±1,000 °/s at the least; attitude and gravity have no such end.
+_MAY_END: Final = np.array([np.inf] * 6 + [15.0] * 3 + [7.0] * 3)
 
 
 def _depends() -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
@@ -123,8 +125,11 @@ def measure(values: Floats) -> Floats:
     table[:, RATES] = 0.5 * np.log(rate + RATE_FLOOR_RAD_S**2)
     table[:, LOG_COVARIANCE] = _log_covariance(acceleration, strength)
     table[:, REPEATED] = (signals[..., 1:] == signals[..., :-1]).mean(-1)
-    extremes = (signals == signals.max(-1, keepdims=True)) | (signals == signals.min(-1, keepdims=True))
-    table[:, CLIPPED] = extremes.mean(-1)
+    table[:, CLIPPED] = 0.0
+    high, low = signals.max(-1), signals.min(-1)
+    for row, channel in np.argwhere(np.maximum(high, -low) > _MAY_END).tolist():
+        signal = signals[row, channel]
+        table[row, CLIPPED.start + channel] = ((signal == high[row, channel]) | (signal == low[row, channel])).mean()
     return table
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from schemas.activity import ACTIVITIES, Activity
 from schemas.errors import Reject
 from streams.features import FEATURES, features
-from streams.measures import COUNT, MEASURED, completed
+from streams.measures import COUNT, MEASURED
 from streams.windows import Floats, Ints
 
 FORMAT: Final = 1
@@ -67,13 +67,16 @@ def decode(blob: bytes) -> Profile:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Reject("profile", f"not a reference profile: {error}") from error
     if profile.format != FORMAT or profile.statistics != _NAMES:
-        raise Reject("profile", f"a reference profile of format {profile.format} with other statistics than format {FORMAT}")
+        raise Reject(
+            "profile", f"a reference profile of format {profile.format} with other statistics than format {FORMAT}"
+        )
     for name, reference in profile.activities.items():
         shapes = [np.shape(reference.mean), np.shape(reference.people)]
         squares = [np.asarray(reference.between), np.asarray(reference.within)]
         if shapes != [(COUNT,)] * 2 or any(square.shape != (COUNT, COUNT) for square in squares):
             raise Reject("profile", f"{name}: arrays of other sizes than {COUNT} statistics")
-        if not all(np.isfinite(part).all() for part in (reference.mean, reference.people, *squares)):
+        parts = [np.asarray(reference.mean), np.asarray(reference.people), *squares]
+        if not all(np.isfinite(part).all() for part in parts):
             raise Reject("profile", f"{name}: a number is not finite")
         if min(reference.people) < 0 or any(np.linalg.eigvalsh(square)[0] <= 0 for square in squares):
             raise Reject("profile", f"{name}: a covariance is not positive definite")
@@ -164,7 +167,15 @@ def _reference(means: list[list[Floats]], scatter: Floats, dof: int) -> Referenc
     bouts = float(np.mean([len(own) for own in means]))
     spread = centres.var(0, ddof=1) if len(centres) > 1 else np.diag(between)
     people = np.maximum(spread - np.diag(between) / bouts, 0.25 * np.diag(between))
-    rounded = lambda array: np.array([float(f"{value:.6g}") for value in array.ravel()]).reshape(array.shape).tolist()  # noqa: E731
     return Reference(
-        sum(map(len, means)), rounded(centres.mean(0)), rounded(people), rounded(between), rounded(within)
+        sum(map(len, means)),
+        _rounded(centres.mean(0)).tolist(),
+        _rounded(people).tolist(),
+        _rounded(between).tolist(),
+        _rounded(within).tolist(),
     )
+
+
+def _rounded(array: Floats) -> Floats:
+    """To six digits: a file that a person can look at."""
+    return np.array([float(f"{value:.6g}") for value in array.ravel()]).reshape(array.shape)
