@@ -45,10 +45,10 @@ class Policy:
     does not know.
     """
 
-    gravity: float = 6.0
-    means: float = 5.5
-    strengths: float = 5.5
-    ratio: float = 4.0
+    gravity: float = 8.0
+    means: float = 7.5
+    strengths: float = 7.0
+    ratio: float = 5.0
     gain: float = 4.2
     rotation: float = 30.0
     without_statistic: float = 2.5
@@ -77,7 +77,7 @@ class Policy:
 
 
 POLICIES: Final[dict[PolicyName, Policy]] = {
-    "quiet": Policy().scaled(1.25),
+    "quiet": Policy().scaled(1.15),
     "standard": Policy(),
     "sensitive": Policy().scaled(0.85),
 }
@@ -187,48 +187,6 @@ def matrix(upper: Floats) -> Floats:
     return whole
 
 
-def statistic_moved(scores: Floats, activities: Ints, threshold: float, without: float) -> bool:
-    """Whether scores (k,) of k bouts agree that a statistic has moved."""
-    count, total = len(scores), float(scores.sum())
-    if count < 2 or abs(total) <= threshold * count**0.5:
-        return False
-    for activity in set(activities.tolist()):
-        others = activities != activity
-        if float(scores[others].sum()) * np.sign(total) <= without * max(int(others.sum()), 1) ** 0.5:
-            return False
-    return True
-
-
-def ratio_statistic(found: Sequence[Evidence], *, gain: bool) -> tuple[float, Floats]:
-    """T and the estimate of the gain test (log gain, (1,)) or the rotation test (rotation vector, (3,)) over bouts."""
-    if gain:
-        moved, known = sum(item.gain for item in found), sum(item.gain_information for item in found) + 1e-6
-        return moved * moved / known, np.array([moved / known])
-    numerator: Floats = sum((item.turn for item in found), np.zeros(3))
-    information: Floats = sum((item.turn_information for item in found), 1e-6 * np.eye(3))
-    estimate = np.asarray(np.linalg.solve(information, numerator), np.float64)
-    return float(numerator @ estimate), estimate
-
-
-def jointly_moved(
-    found: Sequence[Evidence], activities: Ints, threshold: float, without: float, *, gain: bool
-) -> Floats | None:
-    """The estimate if the bouts agree on one gain, or one rotation, in every activity; else None."""
-    if len(found) < 2:
-        return None
-    total, estimate = ratio_statistic(found, gain=gain)
-    if total <= threshold:
-        return None
-    for activity in set(activities.tolist()):
-        others = [item for item, other in zip(found, activities.tolist(), strict=True) if other != activity]
-        if not others:
-            return None
-        rest, direction = ratio_statistic(others, gain=gain)
-        if rest <= without or float(direction @ estimate) <= 0:
-            return None
-    return estimate
-
-
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """An alarm. bouts: how many of the newest bouts agreed. columns: the statistics that moved by their own test.
@@ -247,19 +205,21 @@ def judge(found: Sequence[Evidence], activities: Ints, since: Mapping[int, int],
     """The verdict on the newest k bouts (newest first): their evidence, their activities (k,).
 
     since: for each statistic that is a candidate, how many of these bouts have come since its change; the ratio and the
-    joint tests need no candidate of their own. The joint tests look at the newest 2 … k bouts: a change point that is
-    dated too early would water them down (which found a turned phone a minute earlier at equal false alarms).
+    joint tests need no candidate of their own. Each looks at the newest 2 … so many bouts: a change that is dated too
+    early would water a drift down. (That found drifts up to a minute earlier, and paid for higher thresholds.)
     """
     if len(found) < 2:
         return None
-    scores = np.array([item.scores for item in found])
-    columns = {
-        column: count
-        for column, count in {**since, RATIO: len(found)}.items()
-        if statistic_moved(
-            scores[:count, column], activities[:count], policy.thresholds[column], policy.without_statistic
-        )
-    }
+    counts = np.arange(2, len(found) + 1)
+    scores = np.add.accumulate([item.scores for item in found])[1:]
+    over = np.abs(scores) > policy.thresholds * np.sqrt(counts)[:, None]
+    columns: dict[int, int] = {}
+    for column, most in {**since, RATIO: len(found)}.items():
+        for row in np.flatnonzero(over[: max(most - 1, 0), column])[::-1].tolist():
+            own = [float(item.scores[column]) for item in found[: row + 2]]
+            if _agree(own, activities[: row + 2], policy.without_statistic):
+                columns[column] = row + 2
+                break
     gain, with_gain = _newest(found, activities, policy.gain**2, policy.without_gain, gain=True)
     turn, with_turn = _newest(found, activities, policy.rotation, policy.without_rotation, gain=False)
     most = max([*columns.values(), with_gain, with_turn])
@@ -268,15 +228,55 @@ def judge(found: Sequence[Evidence], activities: Ints, since: Mapping[int, int],
     return Verdict(most, tuple(columns), None if gain is None else float(gain[0]), turn)
 
 
+def _agree(scores: Sequence[float], activities: Ints, without: float) -> bool:
+    """Whether the scores of bouts point the same way even without any one activity."""
+    total = sum(scores)
+    for activity in set(activities.tolist()):
+        others = [score for score, other in zip(scores, activities.tolist(), strict=True) if other != activity]
+        if sum(others) * np.sign(total) <= without * max(len(others), 1) ** 0.5:
+            return False
+    return True
+
+
 def _newest(
     found: Sequence[Evidence], activities: Ints, threshold: float, without: float, *, gain: bool
 ) -> tuple[Floats | None, int]:
     """The joint test's estimate over as many of the newest bouts as agree, and how many; None and 0 if none do."""
-    for count in range(len(found), 1, -1):
-        estimate = jointly_moved(found[:count], activities[:count], threshold, without, gain=gain)
-        if estimate is not None:
-            return estimate, count
+    if gain:
+        moved = np.array([[item.gain] for item in found])
+        known = np.array([[[item.gain_information]] for item in found])
+    else:
+        moved = np.array([item.turn for item in found])
+        known = np.array([item.turn_information for item in found])
+    totals, estimates = _ratios(np.add.accumulate(moved)[1:], np.add.accumulate(known)[1:])
+    for row in np.flatnonzero(totals > threshold)[::-1].tolist():
+        newest = slice(row + 2)
+        if _agree_jointly(moved[newest], known[newest], activities[newest], estimates[row], without):
+            return estimates[row], row + 2
     return None, 0
+
+
+def _ratios(moved: Floats, known: Floats) -> tuple[Floats, Floats]:
+    """(r,) generalised likelihood ratios UᵀJ⁻¹U and (r, q) estimates J⁻¹U of U (r, q) and J (r, q, q)."""
+    size = moved.shape[-1]
+    if size == 1:
+        estimates = moved / (known[..., 0] + 1e-6)
+    else:
+        solved = np.linalg.solve(known + 1e-6 * np.eye(size), moved[..., None])
+        estimates = np.asarray(solved[..., 0], np.float64)
+    return np.asarray((moved * estimates).sum(-1)), estimates
+
+
+def _agree_jointly(moved: Floats, known: Floats, activities: Ints, estimate: Floats, without: float) -> bool:
+    """Whether the bouts say the same even without any one activity."""
+    for activity in set(activities.tolist()):
+        others = activities != activity
+        if not others.any():
+            return False
+        totals, estimates = _ratios(moved[others].sum(0)[None], known[others].sum(0)[None])
+        if totals[0] <= without or float(estimates[0] @ estimate) <= 0:
+            return False
+    return True
 
 
 def judge_alone(newest: Evidence, policy: Policy) -> Verdict | None:

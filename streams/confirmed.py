@@ -7,6 +7,7 @@ something. ADWIN opens a candidate and says since when; `streams.confirmation` d
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -49,7 +50,7 @@ COOLDOWN_S: Final = 300.0
 RESIDUAL_CLIP: Final = 5.0
 ALONE_WINDOWS: Final = 60  # of one bout, from which a device that stays in one activity can be judged
 # At how many windows the current bout is looked at; between them nothing much can have changed.
-LOOKS: Final = frozenset([5, 6, 7, 8, 10, 12, 15, 18, 22, 27, 33, 40, 50, *range(60, 3000, 20)])
+LOOKS: Final = frozenset([5, 6, 8, 11, 15, 20, 27, 36, 48, *range(64, 4000, 32)])
 # What else an ADWIN watches: the classifier's confidence, and its errors where there are labels.
 CONFIDENCE: Final = TESTED
 ERROR: Final = TESTED + 1
@@ -305,7 +306,8 @@ class ConfirmedDetector:
         if alone and found[0][0].count >= ALONE_WINDOWS:
             verdict = judge_alone(found[0][1], self.kind.policy)
         else:
-            since = {column: sum(bout.index >= start - 2 for bout, _ in found) for column, start in starts.items()}
+            indices = [bout.index for bout, _ in found]
+            since = {column: len(indices) - bisect_left(indices[::-1], start - 2) for column, start in starts.items()}
             activities = np.array([bout.activity for bout, _ in found])
             verdict = judge([item for _, item in found], activities, since, self.kind.policy)
         if verdict is None:
