@@ -27,7 +27,8 @@ from schemas.settings import Settings
 from schemas.topology import ACTIVITY, AGENT_GROUP, DEVICES_TABLE, DRIFT, dead_letters
 from streams import state
 from streams.deadletters import dead_letter_headers, fitting
-from streams.detectors import DETECTORS
+from streams.detectors import kind_of
+from streams.drift import Kind
 from streams.gate import Rejection
 from streams.outbox import Outbox
 from streams.processor import Drift, Processor
@@ -51,12 +52,14 @@ LAST_CHECKPOINT_S: Final = 5.0
 class Watcher:
     """What the agent holds between checkpoints: a processor for each owned partition, and how far each has come."""
 
-    def __init__(self, app: Any, settings: Settings, table: Any, model_version: Callable[[], str | None]) -> None:
+    def __init__(
+        self, app: Any, settings: Settings, table: Any, model_version: Callable[[], str | None], kind: Kind
+    ) -> None:
         self.app = app
         self.settings = settings
         self.table = table
         self.model_version = model_version
-        self.fresh = DETECTORS[settings.detector]
+        self.fresh = kind
         self.activity = settings.topic(ACTIVITY)
         self.drift = settings.topic(DRIFT)
         self.dead_letters = settings.topic(dead_letters(ACTIVITY))
@@ -271,10 +274,12 @@ def create_app(
     model_version: Callable[[], str | None] = lambda: None,
     *,
     failed: Callable[[BaseException], None],
+    kind: Kind | None = None,
 ) -> tuple[Any, Watcher]:
     """The Faust app and what it watches with. partitions: how many `activity` has, and so its state's changelog.
 
-    failed: ends the process, whose state can be trusted no longer.
+    failed: ends the process, whose state can be trusted no longer. kind: how drift is detected; by default what the
+    settings say.
     """
     assert settings.kafka_bootstrap is not None
     activity = settings.topic(ACTIVITY)
@@ -303,7 +308,7 @@ def create_app(
     app.transport = ChunkTransport(app, frozenset([activity]), failed)
     table = app.Table(DEVICES_TABLE, partitions=partitions, key_type=bytes, value_type=bytes)
     table.failed = failed
-    watcher = app.watcher = Watcher(app, settings, table, model_version)
+    watcher = app.watcher = Watcher(app, settings, table, model_version, kind or kind_of(settings))
 
     def ending(work: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Coroutine[Any, Any, None]]:
         """Faust lives on without a task that has failed, or acknowledges what it failed at."""

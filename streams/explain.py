@@ -12,10 +12,14 @@ from schemas.events import Test
 from streams.bouts import Bout
 from streams.confirmation import GAIN, ROTATION, TESTED, Evidence, Verdict, matrix, turn_shape
 from streams.drift import Change
-from streams.measures import COUNT, GRAVITY_MEANS, LOG_COVARIANCE, MEASURED
+from streams.measures import COUNT, GRAVITY_MEANS, LOG_COVARIANCE, MEASURED, RATIO, STRENGTHS
 from streams.windows import Floats
 
 MOVED: Final = 4.0  # how far a statistic must be off over the bouts to be told beside those that made the alarm
+EXPLAINED: Final = 0.8  # share of the misfit that a turn or a gain must take away to be told
+LEAST_DEGREES: Final = 10.0
+STRENGTH_COLUMNS: Final = frozenset(range(STRENGTHS.start, STRENGTHS.stop))
+GRAVITY_COLUMNS: Final = frozenset(range(GRAVITY_MEANS.start, GRAVITY_MEANS.stop))
 _STEPS: Final = 12
 _UPPER: Final = np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 2, 1, 2, 2])
 
@@ -30,10 +34,14 @@ def changes_of(
     moved = moved or {int(np.abs(totals).argmax())}
     began = found[-1][0]
     estimate: dict[str, float] = {}
-    if verdict.gain is not None:
-        estimate["gain"] = round(float(np.exp(verdict.gain)), 3)
-    if verdict.turn is not None:
-        estimate["rotation_deg"] = round(rotation_degrees(found), 1)
+    if verdict.gain is not None or moved & {*STRENGTH_COLUMNS, RATIO}:
+        factor, explained = gain_factor(found)
+        if verdict.gain is not None or explained >= EXPLAINED:
+            estimate["gain"] = round(factor, 3)
+    if verdict.turn is not None or moved & GRAVITY_COLUMNS:
+        degrees, explained = rotation_degrees(found)
+        if verdict.turn is not None or (explained >= EXPLAINED and degrees >= LEAST_DEGREES):
+            estimate["rotation_deg"] = round(degrees, 1)
     changes = []
     for column in sorted(moved, key=lambda column: -abs(totals[column])):
         # Told for the bout where it shows most, with that activity as the condition.
@@ -72,32 +80,54 @@ def _test(column: int, verdict: Verdict) -> Test:
     return "rotation" if verdict.turn is not None else "gain" if verdict.gain is not None else "statistic"
 
 
-def rotation_degrees(found: Sequence[tuple[Bout, Evidence]]) -> float:
-    """The angle of the one rotation that explains the bouts best (Gauss-Newton on the rotation group, weighted)."""
+def gain_factor(found: Sequence[tuple[Bout, Evidence]]) -> tuple[float, float]:
+    """The one factor on all acceleration that explains the bouts best, and the share of the misfit it explains."""
+    moved, known, misfit = 0.0, 1e-6, 1e-9
+    for bout, item in found:
+        alternative = item.expected.gain
+        away = (bout.mean - item.expected.centre)[GAIN]
+        weight = np.linalg.inv(alternative.fixed + alternative.of_windows / bout.count)
+        moved += float(alternative.shape[:, 0] @ weight @ away)
+        known += float(alternative.shape[:, 0] @ weight @ alternative.shape[:, 0])
+        misfit += float(away @ weight @ away)
+    return float(np.exp(moved / known)), moved * moved / known / misfit
+
+
+def rotation_degrees(found: Sequence[tuple[Bout, Evidence]]) -> tuple[float, float]:
+    """The angle of the one rotation that explains the bouts best, and the share of the misfit that it explains.
+
+    Gauss-Newton on the rotation group, weighted.
+    """
     parts = []
     for bout, item in found:
         expected = item.expected
         grid = expected.turn.fixed + expected.turn.of_windows / bout.count
         parts.append((np.linalg.inv(grid), bout.mean[ROTATION], expected.centre))
-    best, angle = np.inf, 0.0
+
+    def away(turn: Floats) -> tuple[Floats, Floats, float]:
+        """Gradient, information and misfit at a turn."""
+        gradient, information, misfit = np.zeros(3), 1e-6 * np.eye(3), 1e-9
+        for weight, mean, centre in parts:
+            turned = _turned(centre, turn)
+            shape = turn_shape(turned)
+            rest = mean - turned[ROTATION]
+            gradient += shape.T @ weight @ rest
+            information += shape.T @ weight @ shape
+            misfit += float(rest @ weight @ rest)
+        return gradient, information, misfit
+
+    unturned = best = away(np.eye(3))[2]
+    angle = 0.0
     # Far from the start the linear step may lead astray: begin upright and at a right angle about each axis.
     for start in (np.zeros(3), *(np.pi / 2 * np.concatenate([np.eye(3), -np.eye(3)]))):
         turn = _rotation(start)
-        misfit = np.inf
         for _ in range(_STEPS):
-            gradient, information, misfit = np.zeros(3), 1e-6 * np.eye(3), 0.0
-            for weight, mean, centre in parts:
-                turned = _turned(centre, turn)
-                shape = turn_shape(turned)
-                away = mean - turned[ROTATION]
-                gradient += shape.T @ weight @ away
-                information += shape.T @ weight @ shape
-                misfit += float(away @ weight @ away)
-            step = np.asarray(np.linalg.solve(information, gradient), np.float64)
-            turn = _rotation(step) @ turn
+            gradient, information, _ = away(turn)
+            turn = _rotation(np.asarray(np.linalg.solve(information, gradient), np.float64)) @ turn
+        misfit = away(turn)[2]
         if misfit < best:
             best, angle = misfit, float(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1)))
-    return float(np.degrees(angle))
+    return float(np.degrees(angle)), 1 - best / unturned
 
 
 def _turned(centre: Floats, turn: Floats) -> Floats:
