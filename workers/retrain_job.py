@@ -181,10 +181,9 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
         ],
         figures=figures,
     )
-    numbers = {"seconds": round(time.monotonic() - begun, 1)}
     if not verdict.promote:
         _patiently(folder, lambda: registry.record_rejected(training, settings.model))
-        numbers |= _numbers("challenger", scores[best.name])
+        numbers = {"seconds": round(time.monotonic() - begun, 1)} | _numbers("challenger", scores[best.name])
         numbers |= {} if champion is None else _numbers("champion", champion)
         raise Decline("rejected", verdict.reason, verdict.detail, **numbers)
     profile = _profile([*before, now], fitted, names)
