@@ -17,16 +17,15 @@ from streams.windows import Floats
 class Bout:
     """A run of windows; its first one is not counted, as it straddles the change of activity.
 
-    index: number of its first window; ts, offset: that window's first reading and its record. named: whether `activity`
-    is one of ACTIVITIES, not only a strength. total: (20,) sum of the counted windows' statistics. believed: (6,) sum
-    of all windows' probabilities. frozen: (20,) statistics of a broken channel. evidence: what it says.
+    index: number of its first window; ts, offset: that window's first reading and its record. total: (20,) sum of the
+    counted windows' statistics. believed: (6,) sum of all windows' probabilities. frozen: (20,) statistics of a broken
+    channel. evidence: what it says.
     """
 
     activity: int
     index: int
     ts: float
     offset: int
-    named: bool
     seen: int = 0
     closed: bool = False
     total: Floats = field(default_factory=lambda: np.zeros(COUNT))
@@ -59,14 +58,14 @@ class Bout:
     def dump(self) -> Any:
         """State as plain values."""
         sums = [self.total.tobytes(), self.believed.tobytes(), self.frozen.tobytes()]
-        return [self.activity, self.index, self.ts, self.offset, self.named, self.seen, self.closed, *sums]
+        return [self.activity, self.index, self.ts, self.offset, self.seen, self.closed, *sums]
 
     @staticmethod
     def load(state: Any) -> Bout:
         """The bout of `dump`."""
-        activity, index, ts, offset, named, seen, closed, total, believed, frozen = state
+        activity, index, ts, offset, seen, closed, total, believed, frozen = state
         sums = np.frombuffer(total), np.frombuffer(believed), np.frombuffer(frozen, np.bool_).copy()
-        return Bout(activity, index, ts, offset, named, seen, closed, *sums)
+        return Bout(activity, index, ts, offset, seen, closed, *sums)
 
 
 @dataclass(frozen=True, slots=True)

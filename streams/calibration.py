@@ -63,6 +63,11 @@ class Calibration:
         self.learned[activity] = Learned(before.bouts + 1, before.total + mean, before.square + mean * mean)
         self._expected.clear()
 
+    def bouts(self, activity: int) -> int:
+        """How many bouts of an activity were learned."""
+        learned = self.learned.get(activity)
+        return 0 if learned is None else learned.bouts
+
     def dump(self) -> Any:
         """State as plain values."""
         return {

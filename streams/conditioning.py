@@ -1,4 +1,4 @@
-"""Which activity a window shows: from its label, else from the profile's classifier, else from how strong it moves.
+"""Which activity a window shows: from its label, else from the profile's classifier.
 
 A detector that did not ask would alarm each time a person sits down.
 """
@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from schemas.activity import ACTIVITIES
-from streams.measures import ACCELERATION_FLOOR_G, STRENGTHS
 from streams.windows import MAX_GAP_S, NO_LABEL, Floats, Ints, Windows
 
 Mask = NDArray[np.bool_]
@@ -20,16 +19,6 @@ Source = Literal["auto", "label", "model"]
 NOT_JUDGED: Final = -2
 SMOOTHED_WINDOWS: Final = 3  # an activity lasts longer than a window, a mistake does not
 UNLABELLED_WINDOWS: Final = 24  # after so many without, a device no longer sends labels
-# Root mean square of acceleration below which a device rests, and above which a person runs; used until there is a
-# profile.
-_STRENGTH_EDGES_G: Final = (0.06, 0.6)
-
-
-def by_strength(measures: Floats) -> Floats:
-    """(n, 6) where column 0 is at rest, 1 moving and 2 moving hard: stands in for a classifier."""
-    sd = np.exp(measures[:, STRENGTHS]) - ACCELERATION_FLOOR_G
-    level = np.digitize(np.sqrt(np.square(sd).mean(1)), _STRENGTH_EDGES_G)
-    return np.asarray(np.eye(len(ACTIVITIES))[level])
 
 
 class Conditioner:
@@ -43,8 +32,9 @@ class Conditioner:
         self.unlabelled = 0  # windows in a row
 
     def activities(self, windows: Windows, probabilities: Floats) -> tuple[Ints, Mask, Floats, list[bool]]:
-        """For n windows: codes (n,), NOT_JUDGED for a window of two activities; whether a label says so (n,); what is
-        believed of each activity (n, 6); and whether time was lost before it, so that it begins a new bout.
+        """For n windows: codes (n,), NOT_JUDGED for a window of two activities or of an unknown one; whether a label
+        says so (n,); what is believed of each activity (n, 6); and whether time was lost before it, so that it begins a
+        new bout.
         """
         earlier = len(self.recent)
         before = np.concatenate([[self.last_end], windows.end[:-1]])
@@ -56,7 +46,8 @@ class Conditioner:
             if gap:
                 first = earlier + row
             since = max(first, earlier + row - SMOOTHED_WINDOWS + 1)
-            codes[row] = known[since : earlier + row + 1].sum(0).argmax()
+            total = known[since : earlier + row + 1].sum(0)
+            codes[row] = total.argmax() if total.any() else NOT_JUDGED  # without a profile nothing is believed
         self.recent = known[max(first, len(known) - SMOOTHED_WINDOWS + 1) :].copy()
         self.last_end = float(windows.end[-1])
         if self.source == "model" or (

@@ -212,10 +212,10 @@ def judge(found: Sequence[Evidence], activities: Ints, since: Mapping[int, int],
         return None
     counts = np.arange(2, len(found) + 1)
     scores = np.add.accumulate([item.scores for item in found])[1:]
-    over = np.abs(scores) > policy.thresholds * np.sqrt(counts)[:, None]
+    size = np.abs(scores) / np.sqrt(counts)[:, None]
     columns: dict[int, int] = {}
     for column, most in {**since, RATIO: len(found)}.items():
-        for row in np.flatnonzero(over[: max(most - 1, 0), column])[::-1].tolist():
+        for row in _clearest(size[: max(most - 1, 0), column], policy.thresholds[column]):
             own = [float(item.scores[column]) for item in found[: row + 2]]
             if _agree(own, activities[: row + 2], policy.without_statistic):
                 columns[column] = row + 2
@@ -226,6 +226,12 @@ def judge(found: Sequence[Evidence], activities: Ints, since: Mapping[int, int],
     if not most:
         return None
     return Verdict(most, tuple(columns), None if gain is None else float(gain[0]), turn)
+
+
+def _clearest(totals: Floats, threshold: float) -> list[int]:
+    """Rows over the threshold, the highest first: where the bouts since the change point are taken and no others."""
+    rows = np.flatnonzero(totals > threshold)
+    return rows[np.argsort(-totals[rows], kind="stable")].tolist() if len(rows) else []
 
 
 def _agree(scores: Sequence[float], activities: Ints, without: float) -> bool:
@@ -241,7 +247,7 @@ def _agree(scores: Sequence[float], activities: Ints, without: float) -> bool:
 def _newest(
     found: Sequence[Evidence], activities: Ints, threshold: float, without: float, *, gain: bool
 ) -> tuple[Floats | None, int]:
-    """The joint test's estimate over as many of the newest bouts as agree, and how many; None and 0 if none do."""
+    """The joint test's estimate over those of the newest bouts that agree most clearly, and how many; else None, 0."""
     if gain:
         moved = np.array([[item.gain] for item in found])
         known = np.array([[[item.gain_information]] for item in found])
@@ -249,7 +255,7 @@ def _newest(
         moved = np.array([item.turn for item in found])
         known = np.array([item.turn_information for item in found])
     totals, estimates = _ratios(np.add.accumulate(moved)[1:], np.add.accumulate(known)[1:])
-    for row in np.flatnonzero(totals > threshold)[::-1].tolist():
+    for row in _clearest(totals, threshold):
         newest = slice(row + 2)
         if _agree_jointly(moved[newest], known[newest], activities[newest], estimates[row], without):
             return estimates[row], row + 2

@@ -14,10 +14,11 @@ from typing import Any, Final
 import numpy as np
 from river.drift import ADWIN
 
+from schemas.activity import ACTIVITIES
 from streams.adwin import restore
 from streams.bouts import Bout, Candidate, kept
 from streams.calibration import Calibration, Population
-from streams.conditioning import NOT_JUDGED, Conditioner, Source, by_strength
+from streams.conditioning import NOT_JUDGED, Conditioner, Source
 from streams.confirmation import (
     BOUTS,
     POLICIES,
@@ -87,7 +88,10 @@ class Confirmed:
             self.classifier = Classifier(profile.classifier) if profile.classifier is not None else None
         whole = completed(values)
         measures = measure(whole)
-        believed = by_strength(measures) if self.classifier is None else self.classifier.probabilities(whole)
+        if self.classifier is None:
+            believed = np.zeros((len(measures), len(ACTIVITIES)))
+        else:
+            believed = self.classifier.probabilities(whole)
         return np.concatenate([measures, believed], axis=1)
 
     def __call__(self) -> ConfirmedDetector:
@@ -122,17 +126,14 @@ class ConfirmedDetector:
         self.adwins = [_adwin(column) for column in range(ERROR + 1)]
 
     def _rebase(self) -> None:
-        """Another profile is in force. What the device showed stays known, unless it was sorted by strength alone."""
-        learned, sorted_by_activity = self.calibration.learned, bool(self.profile) or self.conditioner.labelled
+        """Another profile is in force. What the device has shown stays known; what was suspected is not."""
+        learned = self.calibration.learned
         self.profile = self.kind.profile
-        if sorted_by_activity:
-            self.calibration = Calibration(self.kind.population)
-            self.calibration.learned = learned
-            if self.calibrated >= self.kind.calibration_windows:
-                self.since = self.index + 1
-            self._watch()
-        else:
-            self._begin()
+        self.calibration = Calibration(self.kind.population)
+        self.calibration.learned = learned
+        if self.calibrated >= self.kind.calibration_windows:
+            self.since = self.index + 1
+        self._watch()
 
     def observe(self, readings: Readings, windows: Windows, refused: Sequence[Refused] = ()) -> list[Change | Degraded]:
         """Alarms at the windows that confirm them, one Change for each statistic that moved; and faults."""
@@ -166,9 +167,8 @@ class ConfirmedDetector:
                 at = end
                 continue
             while at < end:
-                named = bool(labelled[at]) or self.kind.classifier is not None
                 at = self._advance(
-                    windows, believed, None if frozen is None else frozen[at], int(codes[at]), named, at, end, changes
+                    windows, believed, None if frozen is None else frozen[at], int(codes[at]), at, end, changes
                 )
         found += changes
         return sorted(found, key=lambda item: item.offset) if faults and changes else found
@@ -179,7 +179,6 @@ class ConfirmedDetector:
         believed: Floats,
         frozen: Mask | None,
         activity: int,
-        named: bool,
         at: int,
         end: int,
         changes: list[Change],
@@ -189,7 +188,7 @@ class ConfirmedDetector:
         bout = self.bouts[-1] if self.bouts else None
         if bout is None or bout.closed or bout.activity != activity:
             self._close()
-            bout = Bout(activity, self.index + 1, float(windows.start[at]), int(windows.first_offset[at]), named)
+            bout = Bout(activity, self.index + 1, float(windows.start[at]), int(windows.first_offset[at]))
             self.bouts = [*kept(self.bouts, COUNTED_WINDOWS, BOUTS), bout]
         if self.calibrated < self.kind.calibration_windows:
             end = min(end, at + self.kind.calibration_windows - self.calibrated)

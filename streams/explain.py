@@ -15,7 +15,7 @@ from streams.drift import Change
 from streams.measures import COUNT, GRAVITY_MEANS, LOG_COVARIANCE, MEASURED, RATIO, STRENGTHS
 from streams.windows import Floats
 
-MOVED: Final = 4.0  # how far a statistic must be off over the bouts to be told beside those that made the alarm
+MOVED: Final = 3.0  # how far a statistic must be off over the bouts to be told beside those that made the alarm
 EXPLAINED: Final = 0.8  # share of the misfit that a turn or a gain must take away to be told
 LEAST_DEGREES: Final = 10.0
 STRENGTH_COLUMNS: Final = frozenset(range(STRENGTHS.start, STRENGTHS.stop))
@@ -58,7 +58,7 @@ def changes_of(
                 change_ts=began.ts,
                 offset=offset,
                 change_offset=began.offset,
-                activity=ACTIVITIES[bout.activity] if bout.named else None,
+                activity=ACTIVITIES[bout.activity],
                 estimate=estimate or None,
                 breadth=len(moved),
                 hurts=hurts,

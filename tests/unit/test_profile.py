@@ -10,6 +10,8 @@ from schemas.errors import Reject
 from streams.measures import COUNT
 from streams.profile import Classifier, Linear, decode, encode, learn
 
+SINGULAR = np.zeros((COUNT, COUNT)).tolist()
+
 
 def profile(**more):
     rng = np.random.default_rng(1)
