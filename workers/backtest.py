@@ -10,16 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.random import Generator
 
 from schemas.activity import ACTIVITIES, ROTATION, SAMPLE_RATE_HZ
+from schemas.settings import Settings
+from streams.confirmed import Confirmed
+from streams.detectors import kind_of
 from streams.drift import Change, Kind
 from streams.features import FEATURES
 from streams.inject import AXES, Drift, apply
 from streams.measures import WIDTH, completed
+from streams.motionsense import recordings
 from streams.profile import Profile
 from streams.quality import Degraded
 from streams.recording import BOUT_SECONDS, SHORTEST_BOUT_SECONDS, TRIMMED_SECONDS, Recording, shuffled_apart, spans
@@ -268,3 +273,24 @@ def accuracy(measured_runs: Sequence[Run]) -> dict[str, float]:
         hit = windows.measures[rows, WIDTH:].argmax(1) == windows.labels[rows]
         right.setdefault(run.person, []).append(float(hit.mean()))
     return {person: float(np.mean(shares)) for person, shares in right.items()}
+
+
+def report(data: Path, reference: Sequence[int], subjects: Sequence[int], settings: Settings) -> dict[str, Any]:
+    """What the settings' detector does to the monitored subjects, strict, one seed; raises UserError as the reader does.
+
+    The profile is that of the reference subjects, as a first model trained on them would bring it.
+    """
+    people = {each.device: each for each in recordings(data, {*reference, *subjects})}
+    learned = [people[f"phone-{number:02d}"] for number in reference]
+    kind = kind_of(settings)
+    if isinstance(kind, Confirmed):
+        kind.adopt("backtest", reference_profile(learned, settings.training_seed))
+    monitored = [people[f"phone-{number:02d}"] for number in subjects]
+    whole = (measured(kind, run) for run in runs(monitored, [settings.training_seed], "strict"))
+    found = figures([judge_run(play(kind, run), run, settings.calibration_seconds) for run in whole])
+    return {
+        "false_alarms_per_hour": found.false_alarms_per_hour,
+        "false_alarms_ci95": list(found.ci95),
+        "normal_hours": found.normal_hours,
+        "rows": found.rows,
+    }
