@@ -276,7 +276,7 @@ def accuracy(measured_runs: Sequence[Run]) -> dict[str, float]:
 
 
 def report(data: Path, reference: Sequence[int], subjects: Sequence[int], settings: Settings) -> dict[str, Any]:
-    """What the settings' detector does to the monitored subjects, strict, one seed; raises UserError as the reader does.
+    """What the settings' detector does to the monitored subjects, strict, one seed; raises as the reader does.
 
     The profile is that of the reference subjects, as a first model trained on them would bring it.
     """

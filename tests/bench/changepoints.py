@@ -38,11 +38,11 @@ def watched(stream):
     """Indices at which the ADWIN on the error of a classifier that learns all the time has fired."""
     model, adwin, alarms = naive_bayes.GaussianNB(), AdaptiveWindow(0.002, clock=2, grace_period=16), []
     for index, (x, y) in enumerate(stream):
-        x = {name: float(value) for name, value in x.items()}
-        if adwin.update(float(model.predict_one(x) != y)) is not None:
+        numbers = {name: float(value) for name, value in x.items()}
+        if adwin.update(float(model.predict_one(numbers) != y)) is not None:
             alarms.append(index)
             model = naive_bayes.GaussianNB()
-        model.learn_one(x, y)
+        model.learn_one(numbers, y)
     return alarms
 
 
