@@ -7,6 +7,7 @@ MLflow is away the profile that is known stands, and the readings go on being wa
 from __future__ import annotations
 
 import hashlib
+import os
 import queue
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import structlog
 from deploy.modelfiles import PROFILE
 from schemas.errors import Reject
 from schemas.events import ModelDeployed
-from schemas.settings import Settings, load_settings
+from schemas.settings import Settings, load_settings, variable
 from streams.confirmed import Confirmed
 from streams.kafka import backoff
 from streams.profile import decode
@@ -64,8 +65,14 @@ class Profiles:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             command = [sys.executable, "-m", "workers.profiles", version, str(path)]
+            known = {
+                variable("model"): self.settings.model,
+                variable("mlflow_tracking_uri"): self.settings.mlflow_tracking_uri or "",
+            }
             try:
-                ended = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, timeout=_PATIENCE_S).returncode
+                ended = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, check=False, timeout=_PATIENCE_S, env=os.environ | known
+                ).returncode
             except subprocess.TimeoutExpired:
                 ended = 1
             if ended:
