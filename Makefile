@@ -30,6 +30,7 @@ contracts: $(VENV)/run.stamp  ## JSON Schemas, AsyncAPI and golden examples, fro
 lock:  ## the hash-locked requirements, anew from pyproject.toml (needs uv)
 	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra build -o requirements.txt pyproject.toml
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra build --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.txt -o deploy/image/requirements.txt deploy/image/requirements.in
 
 clean:  ## everything that make, the demo and the tests made
 	-@test -x $(BIN)/driftloop && $(BIN)/driftloop down >/dev/null 2>&1

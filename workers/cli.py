@@ -36,6 +36,8 @@ topics_app = typer.Typer(help="Topics, made and checked from the topology.", no_
 config_app = typer.Typer(help="Settings.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 app.add_typer(config_app, name="config")
+model_app = typer.Typer(help="Versions, and a hand on the wheel.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
 
 AsJson = Annotated[bool, typer.Option("--json", help="facts as JSON instead of words")]
 
@@ -320,6 +322,63 @@ def doctor(as_json: AsJson = False) -> None:
             mark = "[green]ok[/]" if finding.good else "[red]no[/]"
             console.print(f"{mark}  {finding.what}: {finding.detail}")
     raise typer.Exit(0 if all(finding.good for finding in findings) else FINDING)
+
+
+@model_app.command("list")
+def model_list(as_json: AsJson = False) -> None:
+    """Every version: which serves, which is the way back, which were left or never served."""
+    from dataclasses import asdict
+    from datetime import datetime
+
+    from rich.table import Table
+
+    from workers.switch import versions
+
+    found = versions(_settings())
+    if as_json:
+        print(json.dumps([asdict(each) for each in found]))
+        return
+    table = Table("version", "state", "winner", "macro F1", "registered", "image", box=None, header_style="bold")
+    for each in found:
+        when = datetime.fromtimestamp(each.registered).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        score = "" if each.recent is None else f"{each.recent:.3f}"
+        table.add_row(each.version, each.state, each.winner, score, when, each.image or "")
+    _console().print(table if found else "no version is registered yet")
+
+
+@model_app.command("promote")
+def model_promote(
+    version: Annotated[str, typer.Argument(help="the version to put into service")],
+    reason: Annotated[str, typer.Option(help="why; it stands in the event")] = "",
+    timeout: Annotated[float, typer.Option(min=1, help="seconds to wait for the answer")] = 180,
+    as_json: AsJson = False,
+) -> None:
+    """Put a registered version into service, whatever its age. Exit code 1 if it was refused."""
+    _switch("promote", version, reason, timeout, as_json)
+
+
+@model_app.command("rollback")
+def model_rollback(
+    version: Annotated[str | None, typer.Option("--from", help="only if this version serves")] = None,
+    reason: Annotated[str, typer.Option(help="why; it stands in the event")] = "",
+    timeout: Annotated[float, typer.Option(min=1, help="seconds to wait for the answer")] = 180,
+    as_json: AsJson = False,
+) -> None:
+    """Put the version back into service that served before. Exit code 1 if there is none."""
+    _switch("rollback", version, reason, timeout, as_json)
+
+
+def _switch(
+    action: Literal["promote", "rollback"], version: str | None, reason: str, seconds: float, as_json: bool
+) -> None:
+    import msgspec
+
+    from workers.switch import answered, ask
+
+    answer = ask(_settings(), action, version, reason, seconds=seconds)
+    granted, sentence = answered(answer)
+    print(json.dumps(msgspec.to_builtins(answer.event)) if as_json else sentence)
+    raise typer.Exit(0 if granted else FINDING)
 
 
 @config_app.command("show")

@@ -208,11 +208,12 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
         digest="",
         caused_by=[] if task.drift is None else [task.event_id],
     )
-    winner = registry.Winner(best.pipeline, names, held_recent[0])
 
     def registered() -> ModelRegistered:
-        known = _registered_before(task, settings, client)
-        return known or registry.register(client, settings.model, training, winner, draft)
+        if (known := _registered_before(task, settings, client)) is not None:
+            return known
+        winner = registry.Winner(best.pipeline, names, held_recent[0])
+        return registry.register(client, settings.model, training, winner, draft, registry.signing_key(settings))
 
     return Result(registered=_patiently(folder, registered))
 

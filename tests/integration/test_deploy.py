@@ -35,7 +35,12 @@ from workers import registry
 def ready(settings: Settings, mlflow_uri: str) -> Iterator[Settings]:
     """Topics, a model name of this test's own, a router's port, and no server left behind."""
     made = changed(
-        settings, model=f"m{uuid.uuid4().hex[:8]}", router_port=free_port(), grace_seconds=0.5, health_port=free_port()
+        settings,
+        model=f"m{uuid.uuid4().hex[:8]}",
+        router_port=free_port(),
+        grace_seconds=0.5,
+        bake_seconds=0,
+        health_port=free_port(),
     )
     topics.create(made)
     yield made
@@ -168,7 +173,10 @@ def test_what_must_not_be_served_is_refused_with_its_reason_and_the_current_vers
         smoke = next(folder.rglob("smoke.json"))
         swapped = smoke.read_text().replace('"sit"', '"?"').replace('"wlk"', '"sit"').replace('"?"', '"wlk"')
         smoke.write_text(swapped)
-        announce(ready, changed_digest(wrong, ready, tmp_path))
+        forged = changed_digest(wrong, ready, tmp_path)
+        announce(ready, forged)
+        eventually(lambda: decided(ready)[-1:] == [("refused", "bad-signature")])
+        announce(ready, registry.signing_key(ready).signed(forged))
         eventually(lambda: decided(ready)[-1:] == [("refused", "smoke")])
 
         gone = registered_version(ready, "event-4", seed=3)

@@ -172,4 +172,5 @@ def registered_version(settings: Settings, event: str, seed: int = 0) -> ModelRe
         caused_by=[event],
     )
     training = registry.Training(event, {"seed": seed}, {"data.topic": "activity"}, {"recent": []}, [], {})
-    return registry.register(client, settings.model, training, registry.Winner(pipeline, FEATURES[:5], table), draft)
+    winner = registry.Winner(pipeline, FEATURES[:5], table)
+    return registry.register(client, settings.model, training, winner, draft, registry.signing_key(settings))
