@@ -92,7 +92,9 @@ class Settings(BaseSettings):
         description="folder of the public keys (*.pem) that models are accepted from; unset: keys/trusted in the home",
     )
 
-    base_image: str = Field("python:3.11-slim", description="image with Python 3.11 that the runtime image is built on")
+    base_image: str | None = Field(
+        None, description="image that the runtime image is built on; unset: python:X.Y-slim of this Python"
+    )
     runtime_image: str | None = Field(
         None, description="image that each model is a layer on; unset: built from base_image by the Docker engine"
     )

@@ -306,14 +306,32 @@ def _since(text: str) -> float:
         raise UserError(f"--since {text}: give 10m, 2h, 3d or a time such as 2026-11-23T18:00:00+00:00") from None
 
 
+@app.command("runtime-image")
+def runtime_image(as_json: AsJson = False) -> None:
+    """Build the image that models are layers on, and push it if DRIFTLOOP_IMAGE_REPOSITORY names a registry."""
+    from deploy.image.engine import Runtime, connect
+    from workers.targets import registry
+
+    settings = _settings()
+    found, runtime = registry(settings), Runtime(connect(), settings.base_image)
+    image = runtime.image() if found is None else runtime.push(found)
+    print(json.dumps({"runtime_image": image}) if as_json else f"DRIFTLOOP_RUNTIME_IMAGE={image}")
+
+
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    target: Annotated[
+        Literal["process", "docker", "aci"] | None, typer.Option(help="look at this target; the one of the settings")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check broker, topics, MLflow, target and clock; says how to mend what is wrong. Exit code 1 then."""
     from dataclasses import asdict
 
     from workers.doctor import examine
 
-    findings = examine(_settings())
+    settings = _settings()
+    findings = examine(settings if target is None else settings.model_copy(update={"target": target}))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
     else:

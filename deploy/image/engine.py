@@ -119,23 +119,46 @@ class Runtime:
     @property
     def tag(self) -> str:
         """Over everything that is in the image, as far as it is ours."""
-        content = hashlib.sha256(f"{self._base} {sys.version_info[:2]} {self._engine.info()['Architecture']}".encode())
-        for path in (_HERE / "Dockerfile", _HERE / "requirements.txt", *_sources()):
-            content.update(f"{path.relative_to(_ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-        return content.hexdigest()[:12]
+        return _hash(self._dependencies, _HERE / "Dockerfile", *_sources())
+
+    @property
+    def _dependencies(self) -> str:
+        """The image with the dependencies, which lives longer."""
+        said = f"{self._base} {sys.version_info[:2]} {self._engine.info()['Architecture']}"
+        return (
+            f"{RUNTIME_NAME}-dependencies:{_hash(said, _HERE / 'dependencies.Dockerfile', _HERE / 'requirements.txt')}"
+        )
 
     def image(self) -> str:
         """Its name in the engine, after building it if need be. Raises Retry, and UserError without pip."""
+        name = f"{RUNTIME_NAME}:{self.tag}"
+        with engine_may_fail(), TemporaryDirectory() as folder:
+            context = Path(folder)
+            if not self._has(self._dependencies):
+                log.info("runtime.building", image=self._dependencies, base=self._base)
+                _install(context / "lib", self._engine.info()["Architecture"])
+                self._build(context, "dependencies.Dockerfile", self._dependencies, BASE_IMAGE=self._base)
+                shutil.rmtree(context / "lib")
+            if not self._has(name):
+                for path in _sources():
+                    into = context / "app" / path.relative_to(_ROOT)
+                    into.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(path, into)
+                self._build(context, "Dockerfile", name, DEPENDENCIES=self._dependencies)
+        return name
+
+    def _has(self, name: str) -> bool:
         import docker.errors
 
-        name = f"{RUNTIME_NAME}:{self.tag}"
-        with engine_may_fail():
-            try:
-                self._engine.images.get(name)
-            except docker.errors.NotFound:
-                log.info("runtime.building", image=name, base=self._base)
-                self._build(name)
-            return name
+        try:
+            self._engine.images.get(name)
+        except docker.errors.NotFound:
+            return False
+        return True
+
+    def _build(self, context: Path, dockerfile: str, name: str, **arguments: str) -> None:
+        shutil.copyfile(_HERE / dockerfile, context / "Dockerfile")
+        self._engine.images.build(path=str(context), tag=name, buildargs=arguments, rm=True, forcerm=True)
 
     def push(self, registry: Registry) -> str:
         """The image in the registry, by digest. Raises as `image` does."""
@@ -146,18 +169,13 @@ class Runtime:
                 return f"{registry.repository}@{push(self._engine, registry, tag)}"
         return f"{registry.repository}@{found.digest}"
 
-    def _build(self, name: str) -> None:
-        with TemporaryDirectory() as folder:
-            context = Path(folder)
-            _install(context / "lib", self._engine.info()["Architecture"])
-            for path in _sources():
-                into = context / "app" / path.relative_to(_ROOT)
-                into.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, into)
-            shutil.copyfile(_HERE / "Dockerfile", context / "Dockerfile")
-            self._engine.images.build(
-                path=folder, tag=name, buildargs={"BASE_IMAGE": self._base}, rm=True, forcerm=True
-            )
+
+def _hash(said: str, *paths: Path) -> str:
+    """Twelve hex digits over a text and files."""
+    content = hashlib.sha256(said.encode())
+    for path in paths:
+        content.update(f"{path.relative_to(_ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return content.hexdigest()[:12]
 
 
 def push(engine: Any, registry: Registry, tag: str) -> str:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -22,10 +23,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deploy import modelfiles, rollout
+from deploy.aci import AciTarget, Place
+from deploy.containers import DockerTarget
+from deploy.image.append import AppendBuilder
+from deploy.image.engine import EngineBuilder, Runtime
+from deploy.image.registry import Registry
 from deploy.process import ProcessTarget
 from deploy.router import Router
 from deploy.target import Deployment, DeploymentSpec, Target
 from schemas.errors import Reject, Retry
+from streams.features import FEATURES
+from tests import azure as fake
+from tests import engine as engines
+from workers.targets import credential
 
 ROOT = Path(__file__).parents[2]
 SERVE = """
@@ -47,6 +57,7 @@ def command(spec: DeploymentSpec, port: int) -> list[str]:
 def write_model(folder: Path, seed: int) -> Path:
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(90, 3))
+    columns = list(FEATURES[:3])  # the image's server refuses what it cannot make of readings
     labels = np.array(["wlk", "sit", "jog"])[rng.integers(0, 3, 90)]
     pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(rows, labels)
     folder.mkdir()
@@ -55,7 +66,7 @@ def write_model(folder: Path, seed: int) -> Path:
     sklearn = {"pickled_model": "model.skops", "serialization_format": "skops"}
     (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": generic, "sklearn": sklearn}}))
     smoke = {
-        "columns": ["a", "b", "c"],
+        "columns": columns,
         "inputs": rows[:30].tolist(),
         "expected": pipeline.predict(rows[:30]).tolist(),
         "probabilities": pipeline.predict_proba(rows[:30]).tolist(),
@@ -90,18 +101,101 @@ class ProcessPlace:
                 return
             threading.Event().wait(0.02)
 
+    def leave(self) -> None:
+        """Nothing is shared with other tests."""
+
+
+class DockerPlace:
+    """Containers of the tests' own engine, in a scope of their own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.left = ExitStack()
+        self.engine = self.left.enter_context(engines.engine())
+
+    def target(self) -> Target:
+        builder = EngineBuilder(self.engine, Runtime(self.engine, engines.BASE))
+        return DockerTarget(self.engine, builder, scope=str(self.home), stop_seconds=10)
+
+    def kill(self, deployment: Deployment) -> None:
+        self.engine.containers.get(deployment.handle).kill()
+
+    def leave(self) -> None:
+        self.left.close()
+
+
+class AciPlace:
+    """Container groups of a fake Azure, which run on the tests' own engine; images by the builder without Docker."""
+
+    def __init__(self, home: Path) -> None:
+        self.left = ExitStack()
+        self.engine = self.left.enter_context(engines.engine())
+        behind = self.left.enter_context(engines.registry(home / "registry", data=engines.HOME / "registry"))
+        self.azure = self.left.enter_context(fake.azure(home, engine=self.engine, behind=behind))
+        patched = self.left.enter_context(pytest.MonkeyPatch.context())
+        for name in ("IDENTITY_ENDPOINT", "IDENTITY_HEADER"):
+            patched.setenv(name, self.azure.environment[name])
+        self.registry = Registry(
+            repository=f"{self.azure.registry}/driftloop/models",
+            auth="azure",
+            credential=credential(),
+            ca=self.azure.ca,
+        )
+        self.runtime = Runtime(self.engine, engines.BASE).push(self.registry).partition("@")[2]
+
+    def target(self) -> Target:
+        where = fake_place(self.azure)
+        return AciTarget(where, credential(), AppendBuilder(self.registry, self.runtime), self.registry)
+
+    def kill(self, deployment: Deployment) -> None:
+        self.azure.arm.runs.stop(deployment.handle.rpartition("/")[2])
+        del self.azure.arm.groups[deployment.handle.rpartition("/")[2]]
+
+    def leave(self) -> None:
+        refused, early = self.azure.arm.refused, self.azure.arm.early
+        self.left.close()
+        assert refused == [], "Azure would not have taken this"
+        assert early == 0
+
+
+def fake_place(azure: fake.Azure) -> Place:
+    """The fake as the settings would name it."""
+    return Place(
+        subscription=fake.SUBSCRIPTION,
+        resource_group=fake.GROUP,
+        location=fake.LOCATION,
+        scope="tests",
+        dns_prefix="driftloop",
+        identity=azure.environment["DRIFTLOOP_ACI_IDENTITY"],
+        endpoint=azure.endpoint,
+        ca=azure.ca,
+        polling_seconds=0.2,
+    )
+
 
 # A target joins by adding its place here.
-PLACES = {"process": ProcessPlace}
+PLACES = {"process": ProcessPlace, "docker": DockerPlace, "aci": AciPlace}
+
+
+@pytest.fixture(scope="module")
+def shared_engine(request, needs):
+    """One engine for the module: starting it takes a second, and the first time its images take minutes."""
+    needs(not engines.lacking(), engines.lacking())
+    with engines.engine() as engine:
+        Runtime(engine, engines.BASE).image()
+        yield engine
 
 
 @pytest.fixture(params=PLACES)
 def place(request, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    if request.param != "process":
+        request.getfixturevalue("shared_engine")
     place = PLACES[request.param](tmp_path / "home")
     yield place
     for deployment in place.target().list("m"):
         place.target().delete(deployment)
+    place.leave()
 
 
 def started(target: Target, spec: DeploymentSpec) -> Deployment:
