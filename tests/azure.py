@@ -33,7 +33,8 @@ _IDENTITY = (
     "/providers/Microsoft.ManagedIdentity/userAssignedIdentities/puller"
 )
 _GROUPS = f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}/providers/Microsoft.ContainerInstance/containerGroups"
-_FAULTS = ("429", "409", "500", "hang", "lost", "failed", "half")
+_FAULT = web.RequestKey("fault", str)
+FAULTS = ("429", "409", "500", "hang", "lost", "failed", "half")
 
 
 # -- the published shapes ----------------------------------------------------------------------------
@@ -241,7 +242,7 @@ class Arm:
                 await handler(request)
                 request.transport.abort()
                 raise ConnectionResetError
-        request["fault"] = fault
+        request[_FAULT] = fault
         if request.path not in ("/operations",) and request.query.get("api-version") != API:
             return _error(400, "InvalidApiVersionParameter", str(request.query.get("api-version")))
         return await handler(request)
@@ -272,9 +273,9 @@ class Arm:
         self.puts.append(name)
         group = self.groups[name] = Group(body, address=known.address if known else None)
         self.most = max(self.most, len(self.groups))
-        if request.get("fault") == "failed":
+        if request.get(_FAULT) == "failed":
             group.state, group.pending = "Failed", 0
-        elif request.get("fault") == "half":
+        elif request.get(_FAULT) == "half":
             group.pending = 10**6
         return self._accepted(request, name, 201 if known is None else 200, await self._shown(name))
 

@@ -17,7 +17,7 @@ from deploy.image.registry import Registry
 from deploy.target import DeploymentSpec
 from schemas.errors import Reject, Retry
 from tests import engine as engines
-from tests.contract.test_targets import write_model
+from tests.places import write_model
 
 
 @pytest.fixture(scope="module")

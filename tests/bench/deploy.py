@@ -1,0 +1,224 @@
+"""Swapping versions under load: requests that failed, how long they took, and what making the images took.
+
+A client sends requests at a fixed rate through the router, whether or not answers come back; meanwhile one version
+after another is created, tried, switched to, and the one before it deleted.
+"""
+
+import asyncio
+import multiprocessing
+import os
+import tempfile
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import aiohttp
+import numpy as np
+import psutil
+from aiohttp import web
+
+from deploy import modelfiles, rollout
+from deploy.router import Router
+from deploy.target import DeploymentSpec
+from tests.bench.report import Measurement, parser, show
+from tests.places import PLACES, ROOT, write_model
+
+GRACE_S = 1.0
+
+
+def route(file: str, orders: Connection) -> None:
+    """The router, in a process of its own as in the stack; an order is an endpoint and a version."""
+
+    async def serve() -> None:
+        router = Router(Path(file))
+        runner = web.AppRunner(router.application(), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        orders.send(runner.addresses[0][1])
+        loop = asyncio.get_running_loop()
+        while (order := await loop.run_in_executor(None, orders.recv)) is not None:
+            router.switch(*order)
+            orders.send(True)
+        await runner.cleanup()
+
+    asyncio.run(serve())
+
+
+def load(url: str, body: bytes, rate: float, orders: Connection) -> None:
+    """Requests at the rate until an order comes; sends (seconds since the epoch, milliseconds, status) of each."""
+
+    async def send() -> None:
+        asked: list[tuple[float, float, int]] = []
+
+        async def one(session: aiohttp.ClientSession, due: float) -> None:
+            when, began = time.time(), due
+            try:
+                async with session.post(url, data=body, headers={"content-type": "application/json"}) as reply:
+                    await reply.read()
+                    status = reply.status
+            except (aiohttp.ClientError, TimeoutError):
+                status = 0
+            asked.append((when, (time.perf_counter() - began) * 1000, status))
+
+        connector = aiohttp.TCPConnector(limit=0)
+        async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=30)) as session:
+            tasks: set[asyncio.Task[None]] = set()
+            due = time.perf_counter()
+            while not orders.poll():
+                due += 1 / rate
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                # From when it should have been sent: a client that is late does not make the server look fast.
+                task = asyncio.create_task(one(session, due))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+            await asyncio.gather(*tasks)
+        orders.send(asked)
+
+    asyncio.run(send())
+
+
+def memory_mb(place: object, endpoint: str) -> float:
+    """Resident memory of the process that listens there, or of the container's first process."""
+    host, _, port = endpoint.removeprefix("http://").partition(":")
+    engine = getattr(place, "engine", None)
+    for container in engine.containers.list() if engine else ():
+        bound = container.attrs["HostConfig"]["PortBindings"].get("8080/tcp") or [{}]
+        if (bound[0].get("HostIp"), bound[0].get("HostPort")) == (host, port):
+            return psutil.Process(container.attrs["State"]["Pid"]).memory_info().rss / 2**20
+    for each in psutil.net_connections("tcp"):
+        if each.status == "LISTEN" and each.pid and (each.laddr.ip, str(each.laddr.port)) == (host, port):
+            return psutil.Process(each.pid).memory_info().rss / 2**20
+    return float("nan")
+
+
+def main() -> None:
+    """Measure one target."""
+    arguments = parser(__doc__)
+    arguments.add_argument("--target", choices=["process", "docker", "aci-fake"], default="process")
+    arguments.add_argument("--swaps", type=int, default=20)
+    arguments.add_argument("--rate", type=float, default=200.0)
+    arguments.add_argument("--idle", type=float, default=10.0, help="seconds of load before the first swap")
+    given = arguments.parse_args()
+    os.environ["PYTHONPATH"] = str(ROOT)
+    with tempfile.TemporaryDirectory() as folder:
+        measured = measure(Path(folder), given.target, given.swaps, given.rate, given.idle)
+    show(measured, given.json)
+
+
+def measure(folder: Path, name: str, swaps: int, rate: float, idle: float) -> Measurement:
+    """The swaps, one after the other, under load."""
+    place = PLACES[name.removesuffix("-fake")](folder / "home")
+    target = place.target()
+    specs = []
+    for number in range(1, swaps + 2):
+        files = write_model(folder / f"model-{number}", number)
+        specs.append(DeploymentSpec("bench", str(number), modelfiles.digest(files), files))
+    cases = modelfiles.smoke_cases(specs[0].folder)
+    body = f'{{"instances": {cases.inputs[:1]}}}'.encode()
+
+    context = multiprocessing.get_context("spawn")
+    orders, theirs = context.Pipe()
+    router = context.Process(target=route, args=(str(folder / "route.json"), theirs), daemon=True)
+    router.start()
+    address = f"http://127.0.0.1:{orders.recv()}"
+    rows: list[dict[str, object]] = []
+    stop, stopped = context.Pipe()
+    client = context.Process(target=load, args=(f"{address}/invocations", body, rate, stopped), daemon=True)
+    try:
+        current = target.create(specs[0])
+        rollout.wait_ready(target, current, 120)
+        took = rollout.smoke(current.endpoint, cases)
+        orders.send((current.endpoint, current.version))
+        orders.recv()
+        client.start()
+        time.sleep(2)
+        begun = time.time()
+        time.sleep(idle)
+        swapping = time.time()
+        for spec in specs[1:]:
+            began = time.perf_counter()
+            new = target.create(spec)
+            created = time.perf_counter()
+            rollout.wait_ready(target, new, 120)
+            rollout.smoke(new.endpoint, modelfiles.smoke_cases(spec.folder))
+            ready = time.perf_counter()
+            orders.send((new.endpoint, new.version))
+            orders.recv()
+            time.sleep(GRACE_S)
+            target.delete(current)
+            rows.append(
+                {"version": spec.version, "created_s": created - began, "ready_s": ready - created}
+                | {"swap_s": time.perf_counter() - began - GRACE_S, "rss_mb": memory_mb(place, new.endpoint)}
+            )
+            current = new
+        ended = time.time()
+        stop.send(None)
+        asked = stop.recv()
+    finally:
+        for each in target.list("bench"):
+            target.delete(each)
+        orders.send(None)
+        image = image_seconds(place, specs[-1]) if name != "process" else {}
+        place.leave()
+    quiet = [ms for when, ms, _ in asked if begun <= when < swapping]
+    busy = [ms for when, ms, _ in asked if swapping <= when < ended]
+    figures = {
+        "requests": len(asked),
+        "failed": sum(status != 200 for _, _, status in asked),
+        "p50_idle_ms": float(np.percentile(quiet, 50)),
+        "p99_idle_ms": float(np.percentile(quiet, 99)),
+        "p50_swap_ms": float(np.percentile(busy, 50)),
+        "p99_swap_ms": float(np.percentile(busy, 99)),
+        "smoke_p50_ms": took.p50_ms,
+        "rss_mb": float(np.median([row["rss_mb"] for row in rows])),
+        **image,
+    }
+    return Measurement("deploy", {"target": name, "swaps": swaps, "rate": rate}, figures, rows)
+
+
+def image_seconds(place: object, spec: DeploymentSpec) -> dict[str, float]:
+    """How long a model's image takes, the runtime image being there: by the engine, pushed, and without Docker."""
+    import trustme
+
+    from deploy.image.append import AppendBuilder
+    from deploy.image.engine import EngineBuilder, Runtime, push
+    from deploy.image.layer import tag
+    from deploy.image.registry import Registry
+    from tests import engine as engines
+
+    engine = place.engine
+    runtime = Runtime(engine, engines.BASE)
+    with tempfile.TemporaryDirectory() as name:
+        folder, authority = Path(name), trustme.CA()
+        authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+        with engines.registry(folder, login=True, ca=authority, data=engines.HOME / "registry") as address:
+            registry = Registry(
+                repository=f"{address}/driftloop/models",
+                auth="basic",
+                username=engines.USER,
+                password=engines.PASSWORD,
+                ca=folder / "ca.pem",
+            )
+            pushed = runtime.push(registry).partition("@")[2]
+            times: dict[str, list[float]] = {"image_build_s": [], "image_push_s": [], "image_append_s": []}
+            for number in range(5):
+                files = write_model(folder / f"model-{number}", 100 + number)
+                spec = DeploymentSpec("bench", str(100 + number), modelfiles.digest(files), files)
+                began = time.perf_counter()
+                image = EngineBuilder(engine, runtime).build(spec)
+                built = time.perf_counter()
+                engine.images.get(image).tag(registry.repository, tag(spec))
+                push(engine, registry, tag(spec))
+                done = time.perf_counter()
+                times["image_build_s"].append(built - began)
+                times["image_push_s"].append(done - built)
+                again = DeploymentSpec("bench", str(200 + number), spec.digest, files)
+                began = time.perf_counter()
+                AppendBuilder(registry, pushed).build(again)
+                times["image_append_s"].append(time.perf_counter() - began)
+                engine.images.remove(image, force=True)
+    return {name: float(np.median(each)) for name, each in times.items()}
+
+
+if __name__ == "__main__":
+    main()
