@@ -236,12 +236,10 @@ class Arm:
                 return _error(500, "InternalServerError", "something went wrong")
             case "hang":
                 await asyncio.sleep(self.hang_seconds)
-                request.transport.abort()
-                raise ConnectionResetError
+                return _cut_off(request)
             case "lost":
                 await handler(request)
-                request.transport.abort()
-                raise ConnectionResetError
+                return _cut_off(request)
         request[_FAULT] = fault
         if request.path not in ("/operations",) and request.query.get("api-version") != API:
             return _error(400, "InvalidApiVersionParameter", str(request.query.get("api-version")))
@@ -339,6 +337,13 @@ class Arm:
             properties["containers"][0]["properties"]["instanceView"] = view
             properties["instanceView"] = {"events": [], "state": "Running"}
         return shown
+
+
+def _cut_off(request: web.Request) -> web.Response:
+    """The client sees a connection that ends without an answer."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response()
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

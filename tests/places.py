@@ -23,6 +23,7 @@ from deploy.aci import AciTarget, Place
 from deploy.containers import DockerTarget
 from deploy.image.append import AppendBuilder
 from deploy.image.engine import EngineBuilder, Runtime
+from deploy.image.layer import MODEL_LABEL
 from deploy.image.registry import Registry
 from deploy.process import ProcessTarget
 from deploy.router import Router
@@ -100,14 +101,16 @@ class DockerPlace:
         self.left = ExitStack()
         self.engine = self.left.enter_context(engines.engine())
 
-    def target(self) -> Target:
+    def target(self, memory_mb: int = 512) -> Target:
         builder = EngineBuilder(self.engine, Runtime(self.engine, engines.BASE))
-        return DockerTarget(self.engine, builder, scope=str(self.home), stop_seconds=10)
+        return DockerTarget(self.engine, builder, scope=str(self.home), stop_seconds=10, memory_mb=memory_mb)
 
     def kill(self, deployment: Deployment) -> None:
         self.engine.containers.get(deployment.handle).kill()
 
     def leave(self) -> None:
+        for image in self.engine.images.list(filters={"label": f"{MODEL_LABEL}=m"}):
+            self.engine.images.remove(image.id, force=True)
         self.left.close()
 
 
@@ -145,7 +148,7 @@ class AciPlace:
         assert early == 0
 
 
-def fake_place(azure: fake.Azure) -> Place:
+def fake_place(azure: fake.Azure, operation_seconds: float = 60.0) -> Place:
     """The fake as the settings would name it."""
     return Place(
         subscription=fake.SUBSCRIPTION,
@@ -157,6 +160,7 @@ def fake_place(azure: fake.Azure) -> Place:
         endpoint=azure.endpoint,
         ca=azure.ca,
         polling_seconds=0.2,
+        operation_seconds=operation_seconds,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -94,6 +95,37 @@ def test_a_dead_version_is_replaced(place, specs):
     alive = started(target, spec)
     assert (alive.handle, alive.endpoint) != (dead.handle, dead.endpoint)
     assert target.list("m") == (alive,)
+
+
+@pytest.mark.parametrize("place", ["docker"], indirect=True)
+def test_a_container_that_needs_more_memory_than_it_may_have_is_the_version_s_fault(place, specs):
+    """Trying again would end the same way; the machine must not go down with it."""
+    target = place.target(memory_mb=48)
+    deployment = target.create(specs["7"])
+    with pytest.raises(Reject, match=r"crashed: .* 48 MB"):
+        rollout.wait_ready(target, deployment, 60)
+    assert target.find("m", "7") is None
+    assert target.list("m") == (deployment,), "what has ended still has to be taken away"
+
+
+@pytest.mark.parametrize("place", ["docker"], indirect=True)
+def test_a_container_has_no_privileges_and_limits_on_everything(place, specs):
+    """A model is foreign content: what it could do has to be little."""
+    deployment = started(place.target(), specs["7"])
+    container = place.engine.containers.get(deployment.handle)
+    host = container.attrs["HostConfig"]
+    assert (host["ReadonlyRootfs"], host["CapDrop"], host["Privileged"]) == (True, ["ALL"], False)
+    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["Memory"] == host["MemorySwap"] == 512 * 2**20
+    assert host["PidsLimit"] > 0
+    assert host["NanoCpus"] > 0
+    assert host["PortBindings"]["8080/tcp"][0]["HostIp"] == "127.0.0.1"
+    code, _ = container.exec_run(["sh", "-c", "touch /opt/model/x || touch /opt/driftloop/x"])
+    assert code != 0
+    began = time.monotonic()
+    container.stop(timeout=20)
+    container.reload()
+    assert container.attrs["State"]["ExitCode"] == 0, f"it had to be killed after {time.monotonic() - began:.0f} s"
 
 
 def test_files_that_are_not_the_registered_ones_never_run(place, specs, tmp_path):
