@@ -9,8 +9,8 @@ BIN    := $(VENV)/bin
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: $(VENV)/run.stamp  ## the whole loop on this machine, in about two minutes
-	$(BIN)/driftloop demo $(DEMO)
+demo: $(VENV)/run.stamp $(if $(filter aci-fake,$(TARGET)),$(VENV)/dev.stamp)  ## the whole loop on this machine; TARGET=process, docker or aci-fake
+	$(if $(filter aci-fake,$(TARGET)),$(BIN)/python -m tests.demo_azure,$(if $(TARGET),DRIFTLOOP_TARGET=$(TARGET) )$(BIN)/driftloop demo) $(DEMO)
 
 test: check  ## all checks and tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)

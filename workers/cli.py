@@ -106,8 +106,12 @@ def up() -> None:
 def down() -> None:
     """Stop the one-machine stack; data and ports stay."""
     from workers.stack import stack
+    from workers.targets import clear
 
-    stack(_settings()).down(_console().print)
+    settings = _settings()
+    stack(settings).down(_console().print)
+    if settings.target == "docker":  # what runs in Azure serves on, as on any day on which this machine is off
+        clear(settings)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from deploy.process import ProcessTarget
@@ -24,6 +25,23 @@ def make_target(settings: Settings) -> Target:
     if settings.target == "aci":
         return _aci(settings)
     return ProcessTarget(settings.home, serve_command, starting_seconds=settings.ready_seconds)
+
+
+def prepare(settings: Settings, say: Callable[[str], None]) -> None:
+    """What takes long the first time, before anybody waits for it: the runtime image. Raises as `make_target` does."""
+    if settings.target != "process" and settings.image_builder == "docker" and settings.runtime_image is None:
+        from deploy.image.engine import Runtime, connect
+
+        say("the runtime image is built, unless it is there already")
+        Runtime(connect(), settings.base_image).image()
+
+
+def clear(settings: Settings) -> None:
+    """Takes every version away that this scope has on an engine or in Azure; processes end with their stack."""
+    if settings.target != "process":
+        target = make_target(settings)
+        for deployment in target.list(settings.model):
+            target.delete(deployment)
 
 
 def serve_command(spec: DeploymentSpec, port: int) -> list[str]:

@@ -82,6 +82,8 @@ class Registry:
                 yield client
         except ResourceNotFoundError:
             raise
+        except KeyError as error:  # it reads a challenge of Basic, which says that the login is wrong, as ACR's
+            raise Retry(f"registry {self.host} refuses our login ({self.auth}); its answer lacks {error}") from error
         except AzureError as error:
             raise Retry(f"registry {self.host}: {str(error).splitlines()[0][:300]}") from error
 
@@ -93,7 +95,9 @@ class Registry:
             with self.client() as client:
                 got: Any = client.get_manifest(self.name, reference)
                 manifest: dict[str, Any] = dict(got.manifest)
-                content = b"".join(client.download_blob(self.name, manifest["config"]["digest"]))
+                # An index of several platforms has no configuration of its own.
+                config = manifest.get("config", {}).get("digest")
+                content = b"".join(client.download_blob(self.name, config)) if config else b"{}"
         except ResourceNotFoundError:
             return None
         return Found(got.digest, manifest, got.media_type, json.loads(content))
