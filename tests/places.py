@@ -148,13 +148,13 @@ class AciPlace:
         assert early == 0
 
 
-def fake_place(azure: fake.Azure, operation_seconds: float = 60.0) -> Place:
+def fake_place(azure: fake.Azure, operation_seconds: float = 60.0, scope: str = "tests") -> Place:
     """The fake as the settings would name it."""
     return Place(
         subscription=fake.SUBSCRIPTION,
         resource_group=fake.GROUP,
         location=fake.LOCATION,
-        scope="tests",
+        scope=scope,
         dns_prefix="driftloop",
         identity=azure.environment["DRIFTLOOP_ACI_IDENTITY"],
         endpoint=azure.endpoint,
