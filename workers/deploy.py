@@ -378,8 +378,12 @@ class Deployer:
         if serving.version not in self.cases:
             if serving.version not in self.registered:
                 return None
-            with self._verified(self.registered[serving.version].event):
-                pass
+            try:
+                with self._verified(self.registered[serving.version].event):
+                    pass
+            except Reject as reject:  # changed in the registry since; what runs was loaded before
+                log.warning("deploy.unwatched", version=serving.version, reason=str(reject))
+                return None
         return self.bake.look(self.target, deployment, self.cases[serving.version])
 
     def _retire(self, serving: ModelDeployed, cancelled: Callable[[], bool]) -> None:

@@ -94,6 +94,9 @@ class EngineBuilder:
                 self._engine.images.remove(image, force=True)
             except docker.errors.NotFound:
                 return
+            except docker.errors.APIError as error:
+                if error.status_code != 409:  # somebody else's container runs it
+                    raise
 
     def _local(self, spec: DeploymentSpec, runtime: str) -> Any | None:
         """What an attempt before a crash has built."""

@@ -7,6 +7,8 @@ after another is created, tried, switched to, and the one before it deleted.
 import asyncio
 import multiprocessing
 import os
+import signal
+import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -100,6 +102,7 @@ def main() -> None:
     arguments.add_argument("--idle", type=float, default=10.0, help="seconds of load before the first swap")
     given = arguments.parse_args()
     os.environ["PYTHONPATH"] = str(ROOT)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no version is left running
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(Path(folder), given.target, given.swaps, given.rate, given.idle)
     show(measured, given.json)

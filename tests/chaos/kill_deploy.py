@@ -6,6 +6,8 @@ worker goes on. Meanwhile a client asks the router ten times a second. Judged wh
 
 from __future__ import annotations
 
+import signal
+import sys
 import tempfile
 import threading
 import time
@@ -178,6 +180,7 @@ def main() -> None:
     given = arguments.parse_args()
     points = [*(IMAGE_POINTS if given.target == "docker" else ()), *POINTS]
     points = given.points.split(",") if given.points else points
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running
     with tempfile.TemporaryDirectory() as folder:
         show(measure(Path(folder), given.target, points, given.kills), given.json)
 
