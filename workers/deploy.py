@@ -317,6 +317,8 @@ class Deployer:
             self.health.doing = f"smoke test of version {version}"
             took = smoke(deployment.endpoint, cases)
         except Retry as error:
+            if isinstance(ended := self.target.ended(deployment), Reject):
+                raise ended from error
             if cause is None or cancelled():
                 raise
             self.attempts[cause] += 1
