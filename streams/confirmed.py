@@ -6,7 +6,8 @@ the autocorrelation. Both are what makes an ADWIN's detection mean something.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
 
 import msgspec
 import numpy as np
@@ -116,6 +117,7 @@ class ConfirmedDetector:
     """Window statistics against the device's own past in the same activity, confirmed over several stretches."""
 
     config = "confirmed/2"
+    measure: ClassVar[Callable[[Floats], Floats] | None] = staticmethod(statistics)
 
     def __init__(self) -> None:
         self.state = _ConfirmedState()
@@ -127,9 +129,10 @@ class ConfirmedDetector:
 
     def observe(self, readings: Readings, windows: Windows) -> list[Change]:
         """Alarms at the windows that confirm them; one Change for each statistic that moved."""
+        assert windows.measures is not None
         changes: list[Change] = []
         for row, label, end, last_offset, start, first_offset in zip(
-            statistics(windows.values),
+            windows.measures,
             windows.labels.tolist(),
             windows.end.tolist(),
             windows.last_offset.tolist(),

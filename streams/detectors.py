@@ -9,14 +9,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Final
 
 from streams.adwin import PerFeatureDetector, RawDetector
 from streams.confirmed import ConfirmedDetector
 from streams.drift import Detector
 
-DETECTORS: Final[dict[str, Callable[[], Detector]]] = {
+DETECTORS: Final[dict[str, type[Detector]]] = {
     "raw": RawDetector,
     "per-feature": PerFeatureDetector,
     "confirmed": ConfirmedDetector,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from schemas.activity import Activity
 from schemas.events import Direction, Severity, Test
-from streams.windows import Readings, Windows
+from streams.windows import Floats, Readings, Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,20 @@ class Change:
 
 
 class Detector(Protocol):
-    """One device's detector. `config` names everything that its state depends on: other config, fresh state."""
+    """One device's detector.
+
+    config: names everything that its state depends on: other config, fresh state. measure: from windows (n, 128, 12) of
+    any devices to the numbers (n, k) that the detector looks at, each row by itself, to the last bit; None where it
+    looks at the readings themselves.
+    """
 
     config: str
+    measure: ClassVar[Callable[[Floats], Floats] | None]
 
     def observe(self, readings: Readings, windows: Windows) -> list[Change]:
-        """Changes found in newly accepted readings and newly completed windows, in event-time order."""
+        """Changes found in newly accepted readings (where `measure` is None; else they are left out) or in newly
+        completed windows, which come with their measures; in event-time order.
+        """
 
     def dump(self) -> Any:
         """State as plain values (numbers, strings, bytes, lists, dicts)."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import threading
 import time
+from typing import Final, NoReturn
 
 import faust
 import structlog
@@ -16,9 +20,13 @@ from schemas.topology import ACTIVITY
 from streams.agent import create_app
 from streams.current_model import CurrentModel
 from streams.kafka import client_config
+from streams.watchdog import PartitionOffsets, Watchdog
 from workers.startup import begin, stop_on_signals, wait_for_topics
 
 log = structlog.get_logger()
+
+# EX_SOFTWARE of sysexits.h: an internal error, as a supervisor's log shows it.
+STOPPED_EXIT_CODE: Final = 70
 
 
 def run(settings: Settings) -> None:
@@ -35,7 +43,7 @@ def run(settings: Settings) -> None:
         raise Retry(f"partitions of {topic}: {error}") from error
     settings.home.mkdir(parents=True, exist_ok=True)
     current = CurrentModel(settings).start()
-    app, watcher = create_app(settings, partitions, lambda: current.version)
+    app, watcher = create_app(settings, partitions, lambda: current.version, failed=end)
     health.doing = "watching"
     health.ready = lambda: watcher.ready
 
@@ -46,8 +54,18 @@ def run(settings: Settings) -> None:
             time.sleep(1)
 
     threading.Thread(target=watch_turns, name="turns", daemon=True).start()
+    Watchdog(PartitionOffsets(settings), lambda: watcher.owned, settings.stall_seconds, end).start()
     log.info("agent.starting", partitions=partitions, detector=settings.detector)
     # The worker installs its own SIGTERM: stop fetching, commit, leave the group.
     faust.Worker(
         app, override_logging=False, redirect_stdouts=False, quiet=True, loglevel="WARN"
     ).execute_from_commandline()
+
+
+def end(error: BaseException) -> NoReturn:
+    """End the process at once: what is durable is right, and what is not is done again by the next one."""
+    log.critical("agent.stopped", error=str(error) or repr(error), exc_info=error)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(STOPPED_EXIT_CODE)

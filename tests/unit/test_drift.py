@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -33,7 +34,12 @@ def readings(recording):
 
 def changes(detector, recording):
     whole = readings(recording)
-    return DETECTORS[detector]().observe(whole, cut(whole)[0])
+    return DETECTORS[detector]().observe(whole, measured(cut(whole)[0], DETECTORS[detector]))
+
+
+def measured(windows, detector):
+    """Windows with what the detector looks at, as the processor gives them."""
+    return replace(windows, measures=None if detector.measure is None else detector.measure(windows.values))
 
 
 def change(**more):
@@ -105,7 +111,7 @@ def windows(labels, shift=0.0, first=0):
     values[:, :, 3] += 0.2 * np.maximum(labels, 0)[:, None] + shift
     start = 1.7e9 + 1.28 * (first + np.arange(count))
     offsets = 64 * (first + np.arange(count))
-    return Windows(values, start, start + 2.54, offsets, offsets + 127, labels)
+    return measured(Windows(values, start, start + 2.54, offsets, offsets + 127, labels), ConfirmedDetector)
 
 
 def alternating(stretches, labels=(0, 1, 2), length=12):
