@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from deploy.image.engine import Runtime
 from deploy.process import free_port
 
 HOME = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "driftloop-tests"
@@ -45,7 +46,7 @@ def _path() -> str:
 
 @contextmanager
 def engine() -> Iterator[Any]:
-    """A client of the tests' engine, with BASE in it. Several test processes share it; the last one stops it."""
+    """A client of the tests' engine, with BASE and the runtime image in it. Several test processes share it; the last one stops it."""
     import docker
 
     HOME.mkdir(parents=True, exist_ok=True)
@@ -58,6 +59,7 @@ def engine() -> Iterator[Any]:
                 _start(address)
             client = docker.DockerClient(address, timeout=120)
             _ensure_base(client)
+            Runtime(client, BASE).image()  # once, not by each of several that wait
         finally:
             fcntl.flock(starting, fcntl.LOCK_UN)
         try:

@@ -12,12 +12,13 @@ import httpx
 import pytest
 
 from deploy import modelfiles, rollout
-from deploy.image.engine import Runtime
 from deploy.router import Router
 from deploy.target import Deployment, DeploymentSpec, Target
 from schemas.errors import Reject, Retry
 from tests import engine as engines
 from tests.places import PLACES, ROOT, running, write_model
+
+pytestmark = pytest.mark.timeout(900)  # the first time, the engine's images have to be made
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,6 @@ def shared_engine(request, needs):
     """One engine for the module: starting it takes a second, and the first time its images take minutes."""
     needs(not engines.lacking(), engines.lacking())
     with engines.engine() as engine:
-        Runtime(engine, engines.BASE).image()
         yield engine
 
 

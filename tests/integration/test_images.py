@@ -19,6 +19,8 @@ from schemas.errors import Reject, Retry
 from tests import engine as engines
 from tests.places import write_model
 
+pytestmark = pytest.mark.timeout(900)  # the first time, the engine's images have to be made
+
 
 @pytest.fixture(scope="module")
 def engine(needs):
