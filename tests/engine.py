@@ -46,7 +46,7 @@ def _path() -> str:
 
 @contextmanager
 def engine() -> Iterator[Any]:
-    """A client of the tests' engine, with BASE and the runtime image in it. Several test processes share it; the last one stops it."""
+    """A client of the tests' engine, with its images. Several test processes share it; the last one stops it."""
     import docker
 
     HOME.mkdir(parents=True, exist_ok=True)
