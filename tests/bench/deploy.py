@@ -17,6 +17,7 @@ import psutil
 
 from deploy import modelfiles, rollout
 from deploy.target import DeploymentSpec
+from tests.bench.images import image_seconds
 from tests.bench.report import Measurement, parser, show
 from tests.bench.traffic import load, route
 from tests.places import PLACES, ROOT, write_model
@@ -107,7 +108,7 @@ def measure(folder: Path, name: str, swaps: int, rate: float, idle: float) -> Me
         for each in target.list("bench"):
             target.delete(each)
         orders.send(None)
-        image = image_seconds(place, specs[-1]) if name != "process" else {}
+        image = {} if name == "process" else image_seconds(place.engine)
         place.leave()
     quiet = [ms for when, ms, _ in asked if begun <= when < swapping]
     busy = [ms for when, ms, _ in asked if swapping <= when < ended]
@@ -123,50 +124,6 @@ def measure(folder: Path, name: str, swaps: int, rate: float, idle: float) -> Me
         **image,
     }
     return Measurement("deploy", {"target": name, "swaps": swaps, "rate": rate}, figures, rows)
-
-
-def image_seconds(place: object, spec: DeploymentSpec) -> dict[str, float]:
-    """How long a model's image takes, the runtime image being there: by the engine, pushed, and without Docker."""
-    import trustme
-
-    from deploy.image.append import AppendBuilder
-    from deploy.image.engine import EngineBuilder, Runtime, push
-    from deploy.image.layer import tag
-    from deploy.image.registry import Registry
-    from tests import engine as engines
-
-    engine = place.engine
-    runtime = Runtime(engine, engines.BASE)
-    with tempfile.TemporaryDirectory() as name:
-        folder, authority = Path(name), trustme.CA()
-        authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-        with engines.registry(folder, login=True, ca=authority, data=engines.HOME / "registry") as address:
-            registry = Registry(
-                repository=f"{address}/driftloop/models",
-                auth="basic",
-                username=engines.USER,
-                password=engines.PASSWORD,
-                ca=folder / "ca.pem",
-            )
-            pushed = runtime.push(registry).partition("@")[2]
-            times: dict[str, list[float]] = {"image_build_s": [], "image_push_s": [], "image_append_s": []}
-            for number in range(5):
-                files = write_model(folder / f"model-{number}", 100 + number)
-                spec = DeploymentSpec("bench", str(100 + number), modelfiles.digest(files), files)
-                began = time.perf_counter()
-                image = EngineBuilder(engine, runtime).build(spec)
-                built = time.perf_counter()
-                engine.images.get(image).tag(registry.repository, tag(spec))
-                push(engine, registry, tag(spec))
-                done = time.perf_counter()
-                times["image_build_s"].append(built - began)
-                times["image_push_s"].append(done - built)
-                again = DeploymentSpec("bench", str(200 + number), spec.digest, files)
-                began = time.perf_counter()
-                AppendBuilder(registry, pushed).build(again)
-                times["image_append_s"].append(time.perf_counter() - began)
-                engine.images.remove(image, force=True)
-    return {name: float(np.median(each)) for name, each in times.items()}
 
 
 if __name__ == "__main__":
