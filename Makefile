@@ -10,8 +10,8 @@ PEERS  := .venv-bench
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-demo: $(VENV)/run.stamp  ## the whole loop on this machine, in about two minutes
-	$(BIN)/driftloop demo $(DEMO)
+demo: $(VENV)/run.stamp $(if $(filter aci-fake,$(TARGET)),$(VENV)/dev.stamp)  ## the whole loop on this machine; TARGET=process, docker or aci-fake
+	$(if $(filter aci-fake,$(TARGET)),$(BIN)/python -m tests.demo_azure,$(if $(TARGET),DRIFTLOOP_TARGET=$(TARGET) )$(BIN)/driftloop demo) $(DEMO)
 
 test: check  ## all checks and tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
@@ -31,6 +31,7 @@ contracts: $(VENV)/run.stamp  ## JSON Schemas, AsyncAPI and golden examples, fro
 lock:  ## the hash-locked requirements, anew from pyproject.toml (needs uv)
 	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra build -o requirements.txt pyproject.toml
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra build --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header -c requirements.txt -o deploy/image/requirements.txt deploy/image/requirements.in
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group bench -o requirements-bench.txt
 
 clean:  ## everything that make, the demo and the tests made

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -129,6 +129,9 @@ class ProcessTarget:
             return Reject("crashed", f"{deployment.label} ended with exit code {code}; its last lines:\n{tail}")
         how = f"was ended by signal {-code}" if code else "is no longer there"
         return Retry(f"{deployment.label} {how}; its last lines:\n{tail}")
+
+    def forget(self, images: Sequence[str]) -> None:
+        """See `Target.forget`. A process has no image."""
 
     # -- one version's files --------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ SMOKE_REQUESTS: Final = 20
 # A probability may lie so far from the stored one: another processor rounds differently, another model differs more.
 _PROBABILITY_TOLERANCE: Final = 1e-6
 _PING_SECONDS: Final = 2.0
-_REQUEST_SECONDS: Final = 30.0
+_REQUEST_SECONDS: Final = 10.0
 
 
 def wait_ready(
@@ -71,19 +71,29 @@ def is_itself(deployment: Deployment, *, transport: httpx.BaseTransport | None =
     return True
 
 
-def smoke(endpoint: str, cases: SmokeCases, *, transport: httpx.BaseTransport | None = None) -> Smoke:
-    """What the requests took, after at least SMOKE_REQUESTS of them together asked for every stored input.
+def smoke(
+    endpoint: str,
+    cases: SmokeCases,
+    *,
+    requests: int = SMOKE_REQUESTS,
+    seconds: float = _REQUEST_SECONDS,
+    transport: httpx.BaseTransport | None = None,
+) -> Smoke:
+    """What so many requests took, which together asked for every stored input.
 
     Raises Reject: `smoke` if a label differs, or a probability does where the endpoint gives them, or a request is
-    refused; Retry if the endpoint cannot be reached or says itself that it is not available (502 to 504).
+    refused, `slow` if one takes more than `seconds`; Retry if the endpoint cannot be reached or says itself that it is
+    not available (502 to 504).
     """
     took: list[float] = []
-    with _client(endpoint, _REQUEST_SECONDS, transport) as client:
-        for rows in _batches(len(cases.inputs)):
+    with _client(endpoint, seconds, transport) as client:
+        for rows in _batches(len(cases.inputs), requests):
             body = {"dataframe_split": {"columns": cases.columns, "data": [cases.inputs[row] for row in rows]}}
             began = time.perf_counter()
             try:
                 reply = client.post("/invocations", json=body)
+            except httpx.ReadTimeout as error:
+                raise Reject("slow", f"{endpoint} did not answer a request within {seconds:g} s") from error
             except httpx.TransportError as error:
                 raise Retry(f"smoke test of {endpoint}: {type(error).__name__}: {error}") from error
             took.append((time.perf_counter() - began) * 1000)
@@ -116,11 +126,11 @@ def _check_identity(deployment: Deployment, reply: httpx.Response) -> None:
         raise Reject("wrong-model", f"{deployment.endpoint} should serve {wanted}, its /version says {found}")
 
 
-def _batches(rows: int) -> Iterator[list[int]]:
-    """Row numbers for each request: every row at least once, in SMOKE_REQUESTS requests of equal size."""
-    size = math.ceil(rows / SMOKE_REQUESTS)
+def _batches(rows: int, requests: int) -> Iterator[list[int]]:
+    """Row numbers for each request: every row at least once, in requests of equal size."""
+    size = math.ceil(rows / requests)
     numbers = cycle(range(rows))
-    for _ in range(SMOKE_REQUESTS):
+    for _ in range(requests):
         yield list(islice(numbers, size))
 
 

@@ -182,8 +182,8 @@ async def _relay(request: web.Request, upstream: aiohttp.ClientResponse, route: 
         headers = _end_to_end(upstream.headers)
         headers.update(_named(route))
         reply = web.StreamResponse(status=upstream.status, reason=upstream.reason, headers=headers)
-        await reply.prepare(request)
         try:
+            await reply.prepare(request)  # a client that has left by now is no error of ours
             async for part in upstream.content.iter_any():
                 await reply.write(part)
         except aiohttp.ClientError as error:

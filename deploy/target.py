@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,6 +20,7 @@ _DIGEST: Final = re.compile(r"sha256:[0-9a-f]{64}")
 class DeploymentSpec:
     """What is to run. folder: the model's files, which `modelfiles.verify` accepts for this digest.
 
+    run_id, cause: the training and the event (drift) behind it, for labels; they may be empty.
     Raises Reject: `schema` for a name, version or digest that could mean anything but itself.
     """
 
@@ -26,6 +28,8 @@ class DeploymentSpec:
     version: str
     digest: str
     folder: Path
+    run_id: str = ""
+    cause: str = ""
 
     def __post_init__(self) -> None:
         for field, pattern in (("model", _MODEL), ("version", _VERSION), ("digest", _DIGEST)):
@@ -43,6 +47,7 @@ class Deployment:
     """A version that runs, or is about to. endpoint: its own base address, without a slash at the end.
 
     handle: what the target knows it by (a process, a container, a resource id); means nothing to anybody else.
+    image: what it runs, by digest, where that is an image.
     """
 
     target: str
@@ -51,6 +56,7 @@ class Deployment:
     digest: str
     endpoint: str
     handle: str
+    image: str | None = None
 
     @property
     def label(self) -> str:
@@ -86,6 +92,9 @@ class Target(Protocol):
 
     def ended(self, deployment: Deployment) -> Retry | Reject | None:
         """Why it will never answer, as the error to raise, with its last log lines; None while it runs."""
+
+    def forget(self, images: Sequence[str]) -> None:
+        """Removes images that nothing needs any more; what is gone already is passed over."""
 
 
 def label(model: str, version: str) -> str:

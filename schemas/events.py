@@ -18,6 +18,7 @@ Direction = Literal["up", "down"]
 Test = Literal["adwin", "statistic", "gain", "rotation", "confidence", "error"]
 Fault = Literal["stuck", "not-finite", "out-of-range", "rate", "gap"]
 DeployReason = Literal["first", "drift", "manual", "rollback"]
+SwitchAction = Literal["promote", "rollback"]
 About = Literal["retrain", "promote", "deploy", "rollback", "verdict"]
 
 Ts = Annotated[float, msgspec.Meta(description="Seconds since the epoch.")]
@@ -156,6 +157,20 @@ class ModelDeployed(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     image: str | None = None
 
 
+class SwitchRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Somebody wants another version in service. promote: this version; rollback: the one that served before.
+
+    version: with promote the version to serve, with rollback the one to leave (if another serves, nothing is done).
+    by: who asks. detail: why, for people.
+    """
+
+    model: str
+    action: SwitchAction
+    by: str
+    version: Version | None = None
+    detail: str = ""
+
+
 class DecisionMade(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What was decided, above all what was *not* done, with its reason. concerns: ids of the events it is about."""
 
@@ -169,12 +184,13 @@ class DecisionMade(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     numbers: dict[str, float] | None = None
 
 
-Event = DriftDetected | QualityDegraded | ModelRegistered | ModelDeployed | DecisionMade
+Event = DriftDetected | QualityDegraded | ModelRegistered | SwitchRequested | ModelDeployed | DecisionMade
 
 EVENT_TYPES: Final[dict[str, type[Event]]] = {
     "driftloop.drift.detected.v1": DriftDetected,
     "driftloop.quality.degraded.v1": QualityDegraded,
     "driftloop.model.registered.v1": ModelRegistered,
+    "driftloop.switch.requested.v1": SwitchRequested,
     "driftloop.model.deployed.v1": ModelDeployed,
     "driftloop.decision.made.v1": DecisionMade,
 }

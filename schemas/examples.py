@@ -20,6 +20,7 @@ from schemas.events import (
     Position,
     QualityDegraded,
     Smoke,
+    SwitchRequested,
     TrainingWindow,
     event_id,
 )
@@ -28,6 +29,7 @@ _DRIFT_ID: Final = event_id("example", "drift")
 _QUALITY_ID: Final = event_id("example", "quality")
 _REGISTERED_ID: Final = event_id("example", "registered")
 _DEPLOYED_ID: Final = event_id("example", "deployed")
+_SWITCH_ID: Final = event_id("example", "switch")
 _DECISION_ID: Final = event_id("example", "decision")
 
 EVENTS: Final[dict[str, Envelope]] = {
@@ -96,6 +98,15 @@ EVENTS: Final[dict[str, Envelope]] = {
         subject="activity/8",
         time=1700000410.0,
         root=_DRIFT_ID,
+    ),
+    "driftloop.switch.requested.v1": envelope(
+        SwitchRequested(
+            model="activity", action="rollback", version="8", by="ops", detail="it confuses stairs with walking"
+        ),
+        id=_SWITCH_ID,
+        source="driftloop/cli",
+        subject="activity",
+        time=1700000500.0,
     ),
     "driftloop.model.deployed.v1": envelope(
         ModelDeployed(

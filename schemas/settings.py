@@ -16,6 +16,7 @@ from schemas.errors import UserError
 from schemas.topology import Topic
 
 STACK_ENV = "stack.env"
+_THEIR_NAMES = {"mlflow_tracking_uri": "MLFLOW_TRACKING_URI", "aci_subscription": "AZURE_SUBSCRIPTION_ID"}
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
 
 
@@ -90,16 +91,78 @@ class Settings(BaseSettings):
     anchor_loss: float = Field(0.03, ge=0, le=1, description="anchor macro F1 that it may lose")
     training_seed: int = Field(0, ge=0, description="added to the seed that each job derives from its event's id")
 
-    target: Literal["process"] = Field("process", description="where models are deployed")
+    target: Literal["process", "docker", "aci"] = Field("process", description="where models are deployed")
     router_host: str = Field("127.0.0.1", description="address that the stable endpoint listens on")
     router_port: int = Field(0, ge=0, le=65535, description="its port; 0: the stack chooses a free one and keeps it")
     ready_seconds: float = Field(60, gt=0, description="how long a new version may take to answer /ping")
     grace_seconds: float = Field(5, ge=0, description="how long the old version still serves after the switch")
+    bake_seconds: float = Field(
+        60, ge=0, description="how long a new version may be sent back; the old one waits so long"
+    )
+    slow_ms: float = Field(1000, gt=0, description="median answer above which a version under watch is sent back")
+    signing_key: Path | None = Field(
+        None, description="PEM file of the ed25519 key that models are signed with; unset: one is made in the home"
+    )
+    signing_secret: SecretStr | None = Field(
+        None, description="the same key as text, as a secret store hands it over; comes before the file"
+    )
+    trusted_keys: Path | None = Field(
+        None,
+        description="folder of the public keys (*.pem) that models are accepted from; unset: keys/trusted in the home",
+    )
+
+    base_image: str | None = Field(
+        None, description="image that the runtime image is built on; unset: python:X.Y-slim of this Python"
+    )
+    runtime_image: str | None = Field(
+        None, description="image that each model is a layer on; unset: built from base_image by the Docker engine"
+    )
+    image_repository: Annotated[str | None, Field(pattern=r"^[a-z0-9.:-]+(/[a-z0-9._-]+)+$")] = Field(
+        None, description="registry.example/name that images are pushed to; unset: they stay in the Docker engine"
+    )
+    image_builder: Literal["docker", "registry"] = Field(
+        "docker", description="who adds a model's layer: the Docker engine, or the registry alone (needs runtime_image)"
+    )
+    registry_auth: Literal["none", "basic", "azure"] = Field(
+        "none", description="how to log in to the registry; azure: with azure-identity, as ACR wants it"
+    )
+    registry_username: str | None = Field(None, description="used with basic")
+    registry_password: SecretStr | None = Field(None, description="used with basic")
+    registry_ca: Path | None = Field(
+        None, description="PEM file of the authority that signed the registry's certificate"
+    )
+    serving_cpus: float = Field(1.0, gt=0, description="processors that a container of a model may use")
+    serving_memory_mb: int = Field(512, ge=128, description="memory that a container of a model may use")
+
+    aci_subscription: str | None = Field(
+        None,
+        validation_alias=AliasChoices("aci_subscription", "AZURE_SUBSCRIPTION_ID", "DRIFTLOOP_ACI_SUBSCRIPTION"),
+        description="Azure subscription of the container groups",
+    )
+    aci_resource_group: str | None = Field(None, description="resource group that the container groups are made in")
+    aci_location: str = Field("westeurope", description="Azure region of the container groups")
+    aci_identity: str | None = Field(
+        None, description="resource id of the user-assigned identity that may pull from the registry (AcrPull)"
+    )
+    aci_dns_prefix: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,20}$")] = Field(
+        "driftloop", description="before model and version in the DNS label; the region must not know the label yet"
+    )
+    azure_endpoint: str = Field(
+        "https://management.azure.com", description="Azure Resource Manager; other clouds differ"
+    )
+    azure_ca: Path | None = Field(
+        None, description="PEM file of the authority of azure_endpoint, if it is not a public one"
+    )
     health_port: int = Field(0, ge=0, le=65535, description="port of a process's /live and /ready; 0: none")
 
     def topic(self, topic: Topic) -> str:
         """The topic's name on this cluster."""
         return f"{self.namespace}{topic.name}"
+
+    @property
+    def trusted_folder(self) -> Path:
+        """Where the public keys are that models are accepted from."""
+        return self.trusted_keys or self.home / "keys" / "trusted"
 
     @property
     def router_url(self) -> str:
@@ -109,7 +172,7 @@ class Settings(BaseSettings):
 
 def variable(name: str) -> str:
     """The environment variable of a setting."""
-    return "MLFLOW_TRACKING_URI" if name == "mlflow_tracking_uri" else f"DRIFTLOOP_{name.upper()}"
+    return _THEIR_NAMES.get(name, f"DRIFTLOOP_{name.upper()}")
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -123,7 +186,7 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"
-        known = name if name.upper().startswith(("DRIFTLOOP_", "MLFLOW_")) else variable(name)
+        known = name if name.upper().startswith(("DRIFTLOOP_", "MLFLOW_", "AZURE_")) else variable(name)
         raise UserError(
             f"{known.upper()}={first.get('input')!r}: {first['msg']}; correct it in the environment or in .env"
         ) from None

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from schemas.activity import Reading, ReadingBatch
-from schemas.events import DecisionMade, DriftDetected, ModelDeployed, ModelRegistered, QualityDegraded
+from schemas.events import (
+    DecisionMade,
+    DriftDetected,
+    ModelDeployed,
+    ModelRegistered,
+    QualityDegraded,
+    SwitchRequested,
+)
 
 _DAY_MS: Final = 24 * 3600 * 1000
 # The broker takes what is far too big, so that the agent can dead-letter it with its reason; raw bytes and the dead
@@ -59,8 +66,14 @@ DRIFT: Final = Topic(
 DECISIONS: Final = Topic(
     "decisions", "model", (DecisionMade,), ("retrain", "deploy"), ("monitor",), retention_ms=30 * _DAY_MS
 )
+# A hand on the wheel stands in one order with what is registered.
 MODEL_REGISTERED: Final = Topic(
-    "model-registered", "model", (ModelRegistered,), ("retrain",), ("deploy",), retention_ms=-1
+    "model-registered",
+    "model",
+    (ModelRegistered, SwitchRequested),
+    ("retrain", "operators"),
+    ("deploy",),
+    retention_ms=-1,
 )
 DEPLOYED: Final = Topic("deployed", "model", (ModelDeployed,), ("deploy",), ("monitor",), retention_ms=-1)
 CURRENT_MODEL: Final = Topic(

@@ -36,6 +36,8 @@ topics_app = typer.Typer(help="Topics, made and checked from the topology.", no_
 config_app = typer.Typer(help="Settings.", no_args_is_help=True)
 app.add_typer(topics_app, name="topics")
 app.add_typer(config_app, name="config")
+model_app = typer.Typer(help="Versions, and a hand on the wheel.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
 
 AsJson = Annotated[bool, typer.Option("--json", help="facts as JSON instead of words")]
 
@@ -104,8 +106,12 @@ def up() -> None:
 def down() -> None:
     """Stop the one-machine stack; data and ports stay."""
     from workers.stack import stack
+    from workers.targets import clear
 
-    stack(_settings()).down(_console().print)
+    settings = _settings()
+    stack(settings).down(_console().print)
+    if settings.target == "docker":  # what runs in Azure serves on, as on any day on which this machine is off
+        clear(settings)
 
 
 @app.command()
@@ -339,14 +345,32 @@ def _since(text: str) -> float:
         raise UserError(f"--since {text}: give 10m, 2h, 3d or a time such as 2026-11-23T18:00:00+00:00") from None
 
 
+@app.command("runtime-image")
+def runtime_image(as_json: AsJson = False) -> None:
+    """Build the image that models are layers on, and push it if DRIFTLOOP_IMAGE_REPOSITORY names a registry."""
+    from deploy.image.engine import Runtime, connect
+    from workers.targets import registry
+
+    settings = _settings()
+    found, runtime = registry(settings), Runtime(connect(), settings.base_image)
+    image = runtime.image() if found is None else runtime.push(found)
+    print(json.dumps({"runtime_image": image}) if as_json else f"DRIFTLOOP_RUNTIME_IMAGE={image}")
+
+
 @app.command()
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    target: Annotated[
+        Literal["process", "docker", "aci"] | None, typer.Option(help="look at this target; the one of the settings")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check broker, topics, MLflow, target and clock; says how to mend what is wrong. Exit code 1 then."""
     from dataclasses import asdict
 
     from workers.doctor import examine
 
-    findings = examine(_settings())
+    settings = _settings()
+    findings = examine(settings if target is None else settings.model_copy(update={"target": target}))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings]))
     else:
@@ -355,6 +379,63 @@ def doctor(as_json: AsJson = False) -> None:
             mark = "[green]ok[/]" if finding.good else "[red]no[/]"
             console.print(f"{mark}  {finding.what}: {finding.detail}")
     raise typer.Exit(0 if all(finding.good for finding in findings) else FINDING)
+
+
+@model_app.command("list")
+def model_list(as_json: AsJson = False) -> None:
+    """Every version: which serves, which is the way back, which were left or never served."""
+    from dataclasses import asdict
+    from datetime import datetime
+
+    from rich.table import Table
+
+    from workers.switch import versions
+
+    found = versions(_settings())
+    if as_json:
+        print(json.dumps([asdict(each) for each in found]))
+        return
+    table = Table("version", "state", "winner", "macro F1", "registered", "image", box=None, header_style="bold")
+    for each in found:
+        when = datetime.fromtimestamp(each.registered).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        score = "" if each.recent is None else f"{each.recent:.3f}"
+        table.add_row(each.version, each.state, each.winner, score, when, each.image or "")
+    _console().print(table if found else "no version is registered yet")
+
+
+@model_app.command("promote")
+def model_promote(
+    version: Annotated[str, typer.Argument(help="the version to put into service")],
+    reason: Annotated[str, typer.Option(help="why; it stands in the event")] = "",
+    timeout: Annotated[float, typer.Option(min=1, help="seconds to wait for the answer")] = 180,
+    as_json: AsJson = False,
+) -> None:
+    """Put a registered version into service, whatever its age. Exit code 1 if it was refused."""
+    _switch("promote", version, reason, timeout, as_json)
+
+
+@model_app.command("rollback")
+def model_rollback(
+    version: Annotated[str | None, typer.Option("--from", help="only if this version serves")] = None,
+    reason: Annotated[str, typer.Option(help="why; it stands in the event")] = "",
+    timeout: Annotated[float, typer.Option(min=1, help="seconds to wait for the answer")] = 180,
+    as_json: AsJson = False,
+) -> None:
+    """Put the version back into service that served before. Exit code 1 if there is none."""
+    _switch("rollback", version, reason, timeout, as_json)
+
+
+def _switch(
+    action: Literal["promote", "rollback"], version: str | None, reason: str, seconds: float, as_json: bool
+) -> None:
+    import msgspec
+
+    from workers.switch import answered, ask
+
+    answer = ask(_settings(), action, version, reason, seconds=seconds)
+    granted, sentence = answered(answer)
+    print(json.dumps(msgspec.to_builtins(answer.event)) if as_json else sentence)
+    raise typer.Exit(0 if granted else FINDING)
 
 
 @config_app.command("show")

@@ -33,6 +33,7 @@ from streams.recording import Recording, spans
 from streams.replay import end_ranges
 from streams.windows import expected_windows
 from workers import stack as stacks
+from workers import targets
 from workers.demo_report import Report, show
 from workers.demo_script import DRIFT, Script, in_words, write_script
 from workers.narrate import line
@@ -71,6 +72,8 @@ def run_demo(settings: Settings, *, data: Path | None, keep: bool, as_json: bool
         if not keep:
             console.print("stopping")
             stack.down()
+            with suppress(Retry, UserError):  # an engine that is away by now
+                targets.clear(demo.settings)
     if as_json:
         print(json.dumps(asdict(report)))  # noqa: T201  the facts that were asked for
     else:
@@ -95,6 +98,7 @@ class _Demo:
         script, report = self.script, self.report
         source = "recordings of MotionSense" if real else "synthetic readings"
         self._say(f"{len(script.learn)} devices with {source}; the stack is coming up")
+        targets.prepare(self.settings, self._say)
         wanted = int(0.8 * sum(expected_windows(len(each) / SAMPLE_RATE_HZ) for each in script.learn))
         with self._step("stack up"):
             self.settings = stacks.start(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
 import httpx
@@ -17,18 +16,11 @@ from schemas.settings import Settings
 from schemas.topology import ACTIVITY
 from streams import topics
 from streams.kafka import client_config
+from workers import doctor_target as targets
+from workers.doctor_target import Finding
 
 _FREE_BYTES: Final = 2 * 1024**3
 _SKEW_S: Final = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. detail: what was found, and if it is not good, how to mend it."""
-
-    what: str
-    good: bool
-    detail: str
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -36,7 +28,7 @@ def examine(settings: Settings) -> list[Finding]:
     findings = [_broker(settings)]
     if findings[0].good:
         findings += [*_topics(settings), _clock(settings)]
-    return [*findings, _mlflow(settings), _endpoint(settings), _disk(settings)]
+    return [*findings, _mlflow(settings), *targets.examine(settings), _endpoint(settings), _disk(settings)]
 
 
 def _broker(settings: Settings) -> Finding:

@@ -19,6 +19,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 
 from schemas.envelope import Envelope, decode, encode
 from schemas.errors import Reject, Retry, Stop
+from schemas.failpoints import reach
 from schemas.settings import Settings
 from schemas.topology import Topic, dead_letters
 from streams.deadletters import dead_letter_headers
@@ -277,11 +278,13 @@ class JobLoop:
             self.producer.begin_transaction()
             for topic, key, value, headers in records:
                 self.producer.produce(topic, key=key, value=value, headers=headers)
+            reach("jobs.emitted")
             if self.message is not None:
                 behind = TopicPartition(self.message.topic(), self.message.partition(), self.message.offset() + 1)
                 self.producer.send_offsets_to_transaction(
                     [behind], self.consumer.consumer_group_metadata(), _TRANSACTION_S
                 )
+            reach("jobs.before-commit")
             self._call(self.producer.commit_transaction)
         except KafkaException as error:
             cause: KafkaError = error.args[0]

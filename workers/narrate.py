@@ -15,6 +15,7 @@ from schemas.events import (
     ModelDeployed,
     ModelRegistered,
     QualityDegraded,
+    SwitchRequested,
     type_of,
 )
 from streams.eventlog import Logged
@@ -65,6 +66,16 @@ REASONS: Final = {
     "not-ready": "its server did not become ready",
     "wrong-model": "another model answers at its address",
     "smoke": "it answers otherwise than when it was trained",
+    "slow": "it answers too slowly",
+    "silent": "it no longer answers",
+    "unsigned": "nobody has signed it",
+    "unknown-key": "whoever signed it is not trusted",
+    "bad-signature": "it is not what was signed",
+    "tag-taken": "another image has its name in the registry",
+    "manual": "somebody asked for it",
+    "no-way-back": "no version was in service before it",
+    "not-serving": "another version serves",
+    "serves-already": "it serves already",
 }
 
 
@@ -83,6 +94,11 @@ def tell(event: Event) -> str:
             return (
                 f"version {event.version} answers at {event.endpoint}{swapped} "
                 f"({event.target}, {event.smoke.requests} smoke requests, p50 {event.smoke.p50_ms:.0f} ms)"
+            )
+        case SwitchRequested():
+            what = f" {event.version}" if event.version else ""
+            return f"{event.action} of version{what} asked for by {event.by}" + (
+                f": {event.detail}" if event.detail else ""
             )
         case DecisionMade():
             why = REASONS.get(event.reason, event.reason)

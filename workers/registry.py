@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 from deploy.modelfiles import ALLOWED, PROFILE, SMOKE, SmokeCases, digest
+from deploy.trust import SigningKey, key_from, own_key
 from schemas.errors import Reject, Retry, UserError
 from schemas.events import ModelRegistered
 from schemas.settings import Settings
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 EVENT_TAG: Final = "drift.event_id"
 REGISTERED_TAG: Final = "driftloop.registered"
+SIGNATURE_TAG: Final = "driftloop.signature"
 CHAMPION: Final = "champion"
 CHALLENGER: Final = "challenger"
 PREVIOUS: Final = "previous"
@@ -120,13 +122,18 @@ def connect(settings: Settings) -> MlflowClient:
 
 
 def registered_for(client: MlflowClient, model: str, event_id: str) -> ModelRegistered | None:
-    """What was registered for an event, if anything was: the same event as the first time."""
+    """What was registered for an event, if anything was: the same event as the first time, with its signature.
+
+    A version that a crash left unsigned is deleted: nobody knows any more whether its files are those of the training.
+    """
     with world_may_fail():
         found = client.search_model_versions(f"name='{model}' and tags.`{EVENT_TAG}`='{event_id}'")
-    if not found:
-        return None
-    first = min(found, key=lambda item: int(item.version))
-    return _with_version(first.tags[REGISTERED_TAG], first.version)
+        for item in sorted(found, key=lambda item: int(item.version)):
+            if SIGNATURE_TAG in item.tags:
+                signature = json.loads(item.tags[SIGNATURE_TAG])
+                return _with(item.tags[REGISTERED_TAG], version=str(item.version), **signature)
+            client.delete_model_version(model, item.version)
+    return None
 
 
 def close_unfinished(client: MlflowClient, experiment: str, event_id: str) -> None:
@@ -140,12 +147,24 @@ def close_unfinished(client: MlflowClient, experiment: str, event_id: str) -> No
             client.set_terminated(run.info.run_id, "FAILED")
 
 
-def register(
-    client: MlflowClient, model: str, training: Training, winner: Winner, draft: ModelRegistered
-) -> ModelRegistered:
-    """Record the training, register the winner as challenger; the event that says so. Raises Retry.
+def signing_key(settings: Settings) -> SigningKey:
+    """The key that registered models are signed with. Raises UserError."""
+    if settings.signing_secret is not None:
+        return key_from(settings.signing_secret.get_secret_value().encode(), "DRIFTLOOP_SIGNING_SECRET")
+    if settings.signing_key is not None:
+        try:
+            return key_from(settings.signing_key.read_bytes(), str(settings.signing_key))
+        except OSError as error:
+            raise UserError(f"DRIFTLOOP_SIGNING_KEY={settings.signing_key}: {error.strerror}") from None
+    return own_key(settings.home, settings.trusted_folder)
 
-    draft: the event without version, run and digest, which are only known now.
+
+def register(
+    client: MlflowClient, model: str, training: Training, winner: Winner, draft: ModelRegistered, key: SigningKey
+) -> ModelRegistered:
+    """Record the training, register the winner as challenger; the event that says so, signed. Raises Retry.
+
+    draft: the event without version, run, digest and signature, which are only known now.
     """
     import mlflow
 
@@ -161,8 +180,11 @@ def register(
             )
         content = msgspec.json.encode(registered).decode()
         made = mlflow.register_model(uri, model, tags={EVENT_TAG: training.event_id, REGISTERED_TAG: content})
+        signed = key.signed(_with(content, version=str(made.version)))
+        signature = msgspec.json.encode({"signature": signed.signature, "key_id": signed.key_id}).decode()
+        client.set_model_version_tag(model, made.version, SIGNATURE_TAG, signature)
         client.set_registered_model_alias(model, CHALLENGER, made.version)
-    return _with_version(content, made.version)
+    return signed
 
 
 def record_rejected(training: Training, model: str) -> None:
@@ -243,5 +265,5 @@ def _log_model(client: MlflowClient, winner: Winner) -> str:
     return f"models:/{info.model_id}"
 
 
-def _with_version(content: str, version: Any) -> ModelRegistered:
-    return msgspec.convert({**json.loads(content), "version": str(version)}, ModelRegistered)
+def _with(content: str, **fields: str) -> ModelRegistered:
+    return msgspec.convert({**json.loads(content), **fields}, ModelRegistered)

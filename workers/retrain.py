@@ -25,6 +25,7 @@ from streams.eventlog import read_events
 from streams.kafka import client_config
 from workers.health import Health
 from workers.jobs import Done, Job, JobLoop, Output
+from workers.registry import signing_key
 from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, WAITING, Champion, Declined, Result, Task
 from workers.startup import begin, now, stop_on_signals, wait_for_topics
 
@@ -255,6 +256,7 @@ class ChildJob:
 def run(settings: Settings) -> None:
     """Run until SIGTERM."""
     health = begin("retrain", settings)
+    log.info("signing", key_id=signing_key(settings).key_id)  # a key that is missing is said before any training
     stopping = stop_on_signals()
     wait_for_topics(settings, health, stopping)
     if stopping.is_set():

@@ -213,9 +213,10 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
     )
 
     def registered() -> ModelRegistered:
-        known = _registered_before(task, settings, client)
+        if (known := _registered_before(task, settings, client)) is not None:
+            return known
         winner = registry.Winner(best.pipeline, names, held_recent[0], profile)
-        return known or registry.register(client, settings.model, training, winner, draft)
+        return registry.register(client, settings.model, training, winner, draft, registry.signing_key(settings))
 
     return Result(registered=_patiently(folder, registered))
 

@@ -2,66 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
-import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
-import numpy as np
-import psutil
 import pytest
-import skops.io
-import yaml
-from aiohttp import web
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from deploy import modelfiles, rollout
-from deploy.process import ProcessTarget
 from deploy.router import Router
 from deploy.target import Deployment, DeploymentSpec, Target
 from schemas.errors import Reject, Retry
+from tests import engine as engines
+from tests.places import PLACES, ROOT, running, write_model
 
-ROOT = Path(__file__).parents[2]
-SERVE = """
-import sys
-from pathlib import Path
-import numpy as np
-from deploy.serving import create_app, listen, served
-
-name, version, digest, folder, port = sys.argv[1:]
-model = served(name, version, digest, Path(folder))
-listen(create_app(model, lambda readings, columns: (np.empty(0), np.empty((0, 3)))), "127.0.0.1", int(port))
-"""
-
-
-def command(spec: DeploymentSpec, port: int) -> list[str]:
-    return [sys.executable, "-c", SERVE, spec.model, spec.version, spec.digest, str(spec.folder), str(port)]
-
-
-def write_model(folder: Path, seed: int) -> Path:
-    rng = np.random.default_rng(seed)
-    rows = rng.normal(size=(90, 3))
-    labels = np.array(["wlk", "sit", "jog"])[rng.integers(0, 3, 90)]
-    pipeline = make_pipeline(StandardScaler(), LogisticRegression()).fit(rows, labels)
-    folder.mkdir()
-    skops.io.dump(pipeline, folder / "model.skops")
-    generic = {"loader_module": "mlflow.sklearn", "model_path": "model.skops"}
-    sklearn = {"pickled_model": "model.skops", "serialization_format": "skops"}
-    (folder / "MLmodel").write_text(yaml.safe_dump({"flavors": {"python_function": generic, "sklearn": sklearn}}))
-    smoke = {
-        "columns": ["a", "b", "c"],
-        "inputs": rows[:30].tolist(),
-        "expected": pipeline.predict(rows[:30]).tolist(),
-        "probabilities": pipeline.predict_proba(rows[:30]).tolist(),
-    }
-    (folder / "smoke.json").write_text(json.dumps(smoke))
-    return folder
+pytestmark = pytest.mark.timeout(900)  # the first time, the engine's images have to be made
 
 
 @pytest.fixture(scope="module")
@@ -72,36 +29,24 @@ def specs(tmp_path_factory):
     return {version: DeploymentSpec("m", version, modelfiles.digest(path), path) for version, path in folders.items()}
 
 
-class ProcessPlace:
-    """The process target in a home of its own, and the means to disturb it."""
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-
-    def target(self) -> Target:
-        """As a newly started worker has it."""
-        return ProcessTarget(self.home, command, stop_seconds=10)
-
-    def kill(self, deployment: Deployment) -> None:
-        process = psutil.Process(int(deployment.handle.partition("@")[0]))
-        process.kill()
-        for _ in range(200):
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                return
-            threading.Event().wait(0.02)
-
-
-# A target joins by adding its place here.
-PLACES = {"process": ProcessPlace}
+@pytest.fixture(scope="module")
+def shared_engine(request, needs):
+    """One engine for the module: starting it takes a second, and the first time its images take minutes."""
+    needs(not engines.lacking(), engines.lacking())
+    with engines.engine() as engine:
+        yield engine
 
 
 @pytest.fixture(params=PLACES)
 def place(request, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    if request.param != "process":
+        request.getfixturevalue("shared_engine")
     place = PLACES[request.param](tmp_path / "home")
     yield place
     for deployment in place.target().list("m"):
         place.target().delete(deployment)
+    place.leave()
 
 
 def started(target: Target, spec: DeploymentSpec) -> Deployment:
@@ -148,8 +93,39 @@ def test_a_dead_version_is_replaced(place, specs):
     with pytest.raises(Retry, match="m-v7"):
         rollout.wait_ready(target, dead, 60)
     alive = started(target, spec)
-    assert alive.handle != dead.handle
+    assert (alive.handle, alive.endpoint) != (dead.handle, dead.endpoint)
     assert target.list("m") == (alive,)
+
+
+@pytest.mark.parametrize("place", ["docker"], indirect=True)
+def test_a_container_that_needs_more_memory_than_it_may_have_is_the_version_s_fault(place, specs):
+    """Trying again would end the same way; the machine must not go down with it."""
+    target = place.target(memory_mb=48)
+    deployment = target.create(specs["7"])
+    with pytest.raises(Reject, match=r"crashed: .* 48 MB"):
+        rollout.wait_ready(target, deployment, 60)
+    assert target.find("m", "7") is None
+    assert target.list("m") == (deployment,), "what has ended still has to be taken away"
+
+
+@pytest.mark.parametrize("place", ["docker"], indirect=True)
+def test_a_container_has_no_privileges_and_limits_on_everything(place, specs):
+    """A model is foreign content: what it could do has to be little."""
+    deployment = started(place.target(), specs["7"])
+    container = place.engine.containers.get(deployment.handle)
+    host = container.attrs["HostConfig"]
+    assert (host["ReadonlyRootfs"], host["CapDrop"], host["Privileged"]) == (True, ["ALL"], False)
+    assert host["SecurityOpt"] == ["no-new-privileges"]
+    assert host["Memory"] == host["MemorySwap"] == 512 * 2**20
+    assert host["PidsLimit"] > 0
+    assert host["NanoCpus"] > 0
+    assert host["PortBindings"]["8080/tcp"][0]["HostIp"] == "127.0.0.1"
+    code, _ = container.exec_run(["sh", "-c", "touch /opt/model/x || touch /opt/driftloop/x"])
+    assert code != 0
+    began = time.monotonic()
+    container.stop(timeout=20)
+    container.reload()
+    assert container.attrs["State"]["ExitCode"] == 0, f"it had to be killed after {time.monotonic() - began:.0f} s"
 
 
 def test_files_that_are_not_the_registered_ones_never_run(place, specs, tmp_path):
@@ -210,31 +186,6 @@ def test_a_swap_under_load_costs_no_request(place, specs, tmp_path):
         assert {version for _, version in answers} == {"7", "8"}
         assert len(answers) > 4 * enough
         print(f"{len(answers)} requests across the swap")
-
-
-class running:  # noqa: N801  # reads as a verb
-    """A router in a thread of its own; gives it with its address."""
-
-    def __init__(self, router: Router) -> None:
-        self.router = router
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
-
-    def __enter__(self):
-        self.thread.start()
-        return self.router, asyncio.run_coroutine_threadsafe(self.begin(), self.loop).result(10)
-
-    async def begin(self):
-        self.runner = web.AppRunner(self.router.application())
-        await self.runner.setup()
-        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
-        return f"http://127.0.0.1:{self.runner.addresses[0][1]}"
-
-    def __exit__(self, *_):
-        asyncio.run_coroutine_threadsafe(self.runner.cleanup(), self.loop).result(10)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(10)
-        self.loop.close()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,7 @@ from schemas.topology import CURRENT_MODEL, DECISIONS, DEPLOYED, MODEL_REGISTERE
 from streams import topics
 from tests.integration.worker_processes import (
     changed,
+    environment,
     events,
     eventually,
     of_type,
@@ -35,7 +39,12 @@ from workers import registry
 def ready(settings: Settings, mlflow_uri: str) -> Iterator[Settings]:
     """Topics, a model name of this test's own, a router's port, and no server left behind."""
     made = changed(
-        settings, model=f"m{uuid.uuid4().hex[:8]}", router_port=free_port(), grace_seconds=0.5, health_port=free_port()
+        settings,
+        model=f"m{uuid.uuid4().hex[:8]}",
+        router_port=free_port(),
+        grace_seconds=0.5,
+        bake_seconds=0,
+        health_port=free_port(),
     )
     topics.create(made)
     yield made
@@ -143,6 +152,45 @@ def test_a_registered_version_is_served_then_replaced_and_the_old_one_stopped(re
         assert eventually(lambda: version_at(address)) == "2"
 
 
+def by_hand(settings: Settings, *arguments: str) -> tuple[int, str]:
+    """`driftloop model …`: the exit code and what it says."""
+    command = [sys.executable, "-m", "workers.cli", "model", *arguments]
+    done = subprocess.run(
+        command,
+        env=environment(settings),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=100,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_hand_goes_back_and_forth_and_each_time_it_is_an_event(ready, tmp_path):
+    """The way back is the last version that was deployed; whoever wants another one names it."""
+    announce(ready, registered_version(ready, "event-1"))
+    announce(ready, registered_version(ready, "event-2", seed=1))
+    log = tmp_path / "deploy.log"
+    with worker(ready, "deploy", log):
+        eventually(lambda: deployed(ready) == ["1", "2"], 60, what=log.read_text)
+        code, said = by_hand(ready, "rollback", "--from", "1")
+        assert (code, "version 2 does" in said or "2 does" in said) == (1, True), said
+        code, said = by_hand(ready, "rollback", "--reason", "it confuses stairs with walking")
+        assert code == 0, said
+        assert (current(ready).version, current(ready).previous, current(ready).reason) == ("1", "2", "rollback")
+        code, said = by_hand(ready, "rollback")
+        assert code == 1, "there is nothing before the first version"
+        states = {each["version"]: each["state"] for each in json.loads(by_hand(ready, "list", "--json")[1])}
+        assert states == {"1": "serving", "2": "left"}
+        assert by_hand(ready, "promote", "9")[0] == 1
+        code, said = by_hand(ready, "promote", "2", "--json")
+        assert (code, json.loads(said)["reason"]) == (0, "manual")
+        assert current(ready).version == "2"
+    assert ("rolled-back", "manual") in decided(ready)
+    assert deployed(ready) == ["1", "2", "1", "2"]
+
+
 def version_at(address: str) -> str:
     try:
         return httpx.get(address, trust_env=False).json().get("version", "")
@@ -168,7 +216,10 @@ def test_what_must_not_be_served_is_refused_with_its_reason_and_the_current_vers
         smoke = next(folder.rglob("smoke.json"))
         swapped = smoke.read_text().replace('"sit"', '"?"').replace('"wlk"', '"sit"').replace('"?"', '"wlk"')
         smoke.write_text(swapped)
-        announce(ready, changed_digest(wrong, ready, tmp_path))
+        forged = changed_digest(wrong, ready, tmp_path)
+        announce(ready, forged)
+        eventually(lambda: decided(ready)[-1:] == [("refused", "bad-signature")])
+        announce(ready, registry.signing_key(ready).signed(forged))
         eventually(lambda: decided(ready)[-1:] == [("refused", "smoke")])
 
         gone = registered_version(ready, "event-4", seed=3)

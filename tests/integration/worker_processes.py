@@ -83,12 +83,12 @@ def environment(settings: Settings) -> dict[str, str]:
 
 
 @contextmanager
-def running(settings: Settings, *command: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(settings: Settings, *command: str, log: Path, **environ: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process of ours until the block ends; `command` follows `python`."""
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, *command],
-            env=environment(settings),
+            env=environment(settings) | environ,
             stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -100,9 +100,9 @@ def running(settings: Settings, *command: str, log: Path) -> Iterator[subprocess
         process.wait()
 
 
-def worker(settings: Settings, name: str, log: Path):
-    """`driftloop run name` until the block ends."""
-    return running(settings, "-m", "workers.cli", "run", name, log=log)
+def worker(settings: Settings, name: str, log: Path, **environ: str):
+    """`driftloop run name` until the block ends; environ: what the settings cannot say."""
+    return running(settings, "-m", "workers.cli", "run", name, log=log, **environ)
 
 
 class Running:
@@ -173,4 +173,4 @@ def registered_version(settings: Settings, event: str, seed: int = 0, profile: b
     )
     training = registry.Training(event, {"seed": seed}, {"data.topic": "activity"}, {"recent": []}, [], {})
     winner = registry.Winner(pipeline, FEATURES[:5], table, profile)
-    return registry.register(client, settings.model, training, winner, draft)
+    return registry.register(client, settings.model, training, winner, draft, registry.signing_key(settings))

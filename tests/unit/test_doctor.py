@@ -128,4 +128,4 @@ def test_a_home_that_does_not_exist_yet_is_looked_at_where_it_will_be(tmp_path, 
 def test_without_a_broker_nothing_is_said_of_what_only_it_could_tell(tmp_path):
     """A page of follow-up failures hides the one that counts."""
     names = [finding.what for finding in examine(made(home=tmp_path))]
-    assert names == ["broker", "MLflow", "endpoint", "disk"]
+    assert names == ["broker", "MLflow", "trust", "endpoint", "disk"]

@@ -33,7 +33,16 @@ from workers.narrate import REASONS, line, plain, tell
 ROOT = Path(__file__).parents[2]
 # Which argument of which call is a reason; Reject's class becomes one where the deploy worker refuses a version.
 CALLS = {"Declined": 1, "Decline": 1, "_held": 0, "_decision": 2}
-REFUSING = ("deploy/modelfiles.py", "deploy/process.py", "deploy/rollout.py", "deploy/target.py", "workers/deploy.py")
+REFUSING = (
+    "deploy/modelfiles.py",
+    "deploy/process.py",
+    "deploy/rollout.py",
+    "deploy/target.py",
+    "deploy/trust.py",
+    "deploy/image/append.py",
+    "workers/baking.py",
+    "workers/deploy.py",
+)
 HANDED_ON = {"reason", "reject_class"}  # attributes of a verdict or a reject, whose own call is looked at
 
 

@@ -34,7 +34,7 @@ def test_topics_carry_what_is_promised():
         "activity": ["Reading", "ReadingBatch"],
         "drift": ["DriftDetected", "QualityDegraded"],
         "decisions": ["DecisionMade"],
-        "model-registered": ["ModelRegistered"],
+        "model-registered": ["ModelRegistered", "SwitchRequested"],
         "deployed": ["ModelDeployed"],
         "current-model": ["ModelDeployed"],
     }

@@ -1,0 +1,29 @@
+"""The same loop with the model in a container group: `make demo TARGET=aci-fake`."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests import engine as engines
+
+
+@pytest.mark.timeout(900)
+def test_the_loop_closes_on_a_fake_azure(needs, tmp_path):
+    """Images, registry login, container groups and the switch between them, driven by events alone."""
+    needs(not engines.lacking(), engines.lacking())
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("DRIFTLOOP_", "MLFLOW_"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.demo_azure", "--json"],
+        env=clean | {"DRIFTLOOP_HOME": str(tmp_path / "home")},
+        stdout=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
+        check=False,
+        timeout=800,
+    )
+    report = json.loads(done.stdout)
+    assert report["closed"], report
+    assert done.returncode == 0
+    assert {"drift", "model-registered", "deployed"} <= report["chain"].keys()

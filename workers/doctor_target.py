@@ -1,0 +1,139 @@
+"""`driftloop doctor`, the part about where models are deployed: each thing that the first deployment will need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from schemas.errors import Retry, UserError
+from schemas.settings import Settings
+from workers import targets
+
+_MEND_AZURE = "`az login`, a managed identity or AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. detail: what was found, and if it is not good, how to mend it."""
+
+    what: str
+    good: bool
+    detail: str
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """What target and trust need, in the order in which one depends on the other."""
+    yield _keys(settings)
+    if settings.target == "docker" or (settings.target == "aci" and settings.image_builder == "docker"):
+        yield _engine(settings)
+    if settings.target == "aci":
+        found = list(_azure(settings))
+        yield from found
+        if not all(each.good for each in found):
+            return
+    if settings.target != "process" and settings.image_repository is not None:
+        yield _registry(settings)
+
+
+def _keys(settings: Settings) -> Finding:
+    folder = settings.trusted_folder
+    count = len(list(folder.glob("*.pem"))) if folder.is_dir() else 0
+    if not count and settings.signing_key is None and settings.signing_secret is None:
+        return Finding("trust", True, f"no key in {folder} yet; the retrain worker makes one when it starts")
+    if not count:
+        return Finding("trust", False, f"no public key in {folder}: `openssl pkey -in KEY -pubout` writes one there")
+    return Finding("trust", True, f"{count} public key{'s' if count > 1 else ''} in {folder}")
+
+
+def _engine(settings: Settings) -> Finding:
+    from deploy.image.engine import connect, engine_may_fail
+
+    try:
+        with engine_may_fail():
+            version = connect().version()["Version"]
+    except Retry as error:
+        return Finding("Docker engine", False, f"{error}; start it, or set DOCKER_HOST")
+    return Finding("Docker engine", True, f"version {version}, target {settings.target}")
+
+
+def _registry(settings: Settings) -> Finding:
+    try:
+        found = targets.registry(settings)
+        assert found is not None
+        targets.builder(settings, found)
+        image = settings.runtime_image
+        inside = image is not None and image.startswith(settings.image_repository or "")
+        reference = (image or "").partition("@")[2] or (image or "").rpartition(":")[2]
+        runtime = found.find(reference if inside else "latest")
+    except (Retry, UserError) as error:
+        mend = "check DRIFTLOOP_REGISTRY_*; on ACR the role AcrPush is needed"
+        return Finding("registry", False, f"{error}; {mend}")
+    if inside and runtime is None:
+        return Finding("registry", False, f"{image} is not there; `driftloop runtime-image` pushes it")
+    return Finding("registry", True, f"{settings.image_repository} lets us in")
+
+
+def _azure(settings: Settings) -> Iterator[Finding]:
+    from azure.core.exceptions import AzureError, HttpResponseError
+    from azure.mgmt.containerinstance import ContainerInstanceManagementClient
+
+    try:
+        targets.make_target(settings)
+    except (UserError, Retry) as error:
+        yield Finding("settings", False, str(error))
+        return
+    endpoint = settings.azure_endpoint.rstrip("/")
+    try:
+        credential = targets.credential()
+        credential.get_token(f"{endpoint}/.default")
+    except AzureError as error:
+        said = " ".join(str(error).split())[:200]
+        yield Finding("Azure login", False, f"nobody vouches for us ({said}); {_MEND_AZURE}")
+        return
+    yield Finding("Azure login", True, f"a token for {endpoint}")
+    arguments = {} if settings.azure_ca is None else {"connection_verify": str(settings.azure_ca)}
+    client = ContainerInstanceManagementClient(
+        credential,
+        settings.aci_subscription or "",
+        base_url=endpoint,
+        credential_scopes=[f"{endpoint}/.default"],
+        retry_total=1,
+        **arguments,
+    )
+    group = settings.aci_resource_group or ""
+    try:
+        count = len(list(client.container_groups.list_by_resource_group(group)))
+    except HttpResponseError as error:
+        mend = (
+            "the role Azure Container Instances Contributor on the resource group is needed"
+            if error.status_code in (401, 403)
+            else "`az group create`, or check AZURE_SUBSCRIPTION_ID and DRIFTLOOP_ACI_RESOURCE_GROUP"
+        )
+        yield Finding("resource group", False, f"{group}: {' '.join(str(error).split())[:200]}; {mend}")
+        return
+    except AzureError as error:
+        yield Finding("resource group", False, f"{endpoint} does not answer: {' '.join(str(error).split())[:200]}")
+        return
+    yield Finding("resource group", True, f"{group}, {count} container groups")
+    try:
+        usage = next(
+            (
+                each
+                for each in client.location.list_usage(settings.aci_location)
+                if each.name and each.name.value == "ContainerGroups"
+            ),
+            None,
+        )
+    except AzureError as error:
+        yield Finding("region", False, f"{settings.aci_location}: {' '.join(str(error).split())[:200]}")
+        return
+    if usage is not None and usage.limit is not None and (usage.current_value or 0) + 2 > usage.limit:
+        said = f"{usage.current_value} of {usage.limit} container groups are in use, two more are needed for a switch"
+        yield Finding("region", False, f"{settings.aci_location}: {said}; ask Azure for a higher quota")
+        return
+    yield Finding("region", True, settings.aci_location)
+    if settings.aci_identity is None and settings.registry_auth == "azure":
+        mend = "set DRIFTLOOP_ACI_IDENTITY to a user-assigned identity with the role AcrPull"
+        yield Finding("pull identity", False, f"container groups could not pull from the registry; {mend}")
+    else:
+        yield Finding("pull identity", True, settings.aci_identity or "the registry's own login")
