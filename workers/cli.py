@@ -289,6 +289,33 @@ def events(
             console.print(line(logged), soft_wrap=True)
 
 
+@app.command()
+def lag(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="look again every two seconds")] = False,
+    group: Annotated[str | None, typer.Option(help="regular expression of the groups; all of them")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How far each consumer group is behind, and whether that is trouble. Exit code 1 if any has stopped or stalled."""
+    from dataclasses import asdict
+
+    from streams.lag import TROUBLE
+    from workers.lag_table import looks, table
+
+    found = False
+    for lags in looks(_settings(), group):
+        found = any(each.verdict in TROUBLE for each in lags)
+        if as_json:
+            print(json.dumps([asdict(each) for each in lags]), flush=True)
+        else:
+            console = _console()
+            if watch and sys.stdout.isatty():
+                console.clear()
+            console.print(table(lags))
+        if not watch:
+            break
+    raise typer.Exit(FINDING if found else 0)
+
+
 def _since(text: str) -> float:
     from datetime import UTC, datetime
 
