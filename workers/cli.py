@@ -97,7 +97,8 @@ def up() -> None:
     """Start the one-machine stack and leave it running: Kafka, MLflow and our processes."""
     from workers.stack import start
 
-    start(_settings(), _console().print)
+    settings = start(_settings(), _console().print)
+    _console().print(f"\nSee it at [bold]{settings.monitor_url}[/]: lag, drift, models and devices.")
 
 
 @app.command()
@@ -253,12 +254,15 @@ def _recordings(
 
 @app.command()
 def run(
-    process: Annotated[Literal["agent", "retrain", "deploy", "router"], typer.Argument(help="which one")],
+    process: Annotated[Literal["agent", "retrain", "deploy", "router", "monitor"], typer.Argument(help="which one")],
+    allow_actions: Annotated[bool, typer.Option(help="monitor: its page may replay dead letters")] = False,
 ) -> None:
     """One process in the foreground; SIGTERM stops it cleanly."""
     from importlib import import_module
 
     settings = _settings()
+    if allow_actions:
+        settings = settings.model_copy(update={"monitor_actions": True})
     sys.argv = sys.argv[:1]  # Faust reads it
     import_module(f"workers.{process}").run(settings)
 
