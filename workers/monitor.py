@@ -1,4 +1,4 @@
-"""`driftloop run monitor`: watches lag, events, devices, models and processes, and shows them: page, `/api`, `/metrics`.
+"""`driftloop run monitor`: watches lag, events, devices, models, processes; shows them as page, `/api`, `/metrics`.
 
 It joins no group and changes nothing. While the broker is away it stays up and says that nothing is known.
 """
@@ -52,7 +52,12 @@ def run(settings: Settings) -> None:
             raise UserError(
                 f"{settings.monitor_url}: {error.strerror}; free the port or set DRIFTLOOP_MONITOR_PORT"
             ) from error
-        watching = Watching(settings, seen, history, lambda: loop.call_soon_threadsafe(page.tell) and None)
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(page.tell)
+
+        watching = Watching(settings, seen, history, tell)
         watching.start()
         health.doing = "watching"
         health.ready = lambda: seen.kafka.trouble != NOT_LOOKED

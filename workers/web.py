@@ -33,7 +33,7 @@ from workers.exposition import CONTENT_TYPE, exposition
 from workers.health import Health
 from workers.history import History
 from workers.loop_metrics import samples
-from workers.seen import Seen
+from workers.seen import Json, Seen
 
 log = structlog.get_logger()
 
@@ -322,7 +322,7 @@ class Page:
             return web.json_response({"error": "names: a list of 1 to 100 names of letters"}, status=400)
         return web.json_response(await asyncio.to_thread(self._replayed, set(names), bool(asked.get("dry", True))))
 
-    def _replayed(self, names: set[str], dry: bool) -> views.Json:
+    def _replayed(self, names: set[str], dry: bool) -> Json:
         from streams.replay_letters import replay, replayed
 
         places: dict[tuple[str, int], int] = {}
