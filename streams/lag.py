@@ -75,7 +75,8 @@ class Look:
 class PartitionLag:
     """One partition of one group. Where something is not known or not there it is None, never 0 and never -1.
 
-    lag: end - committed, as Kafka's own tool counts it. backlog: what a group without a commit has before it.
+    lag: end - committed, as Kafka's own tool counts it. waiting: the same, but 0 where only markers of transactions are
+    left, which nobody ever reads. backlog: what a group without a commit has before it.
     seconds: age of the record at the committed offset. rate_in, rate_out: records a second. catch_up_s: at these rates;
     None if it is not catching up. expired: records that were deleted before they were read.
     """
@@ -86,6 +87,7 @@ class PartitionLag:
     committed: int | None
     end: int | None
     lag: int | None
+    waiting: int | None
     backlog: int | None
     seconds: float | None
     rate_in: float | None
@@ -182,10 +184,12 @@ class LagTracker:
         end, start = look.ends.get(place), look.starts.get(place, 0)
         kept = self._partitions.setdefault((group, *place), _Partition())
         owner = seen.owners.get(place)
-        lag, backlog, seconds = None, None, None
+        lag, waiting, backlog, seconds = None, None, None, None
         verdict: Verdict = "unknown"
         if end is None:
             why = "its end offset cannot be told now"
+        elif committed is None and place[0].startswith(f"{group}-") and place[0].endswith("-changelog"):
+            verdict, why = "ok", "the group's own state: read back at a start, never committed"
         elif committed is None:
             backlog = end - start
             why = f"no commit yet; {backlog} records are there" if backlog else "no commit yet, and nothing to read"
@@ -210,11 +214,12 @@ class LagTracker:
             committed=committed,
             end=end,
             lag=lag,
+            waiting=waiting,
             backlog=backlog,
             seconds=seconds,
             rate_in=rate_in,
             rate_out=rate_out,
-            catch_up_s=0.0 if lag == 0 else lag / gain if lag and gain is not None and gain > 0 else None,
+            catch_up_s=0.0 if waiting == 0 else waiting / gain if waiting and gain is not None and gain > 0 else None,
             trend=_trend(kept.lags),
             members=seen.members,
             owner=owner,

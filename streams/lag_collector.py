@@ -158,6 +158,7 @@ class RecordTimes:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.known: dict[tuple[str, int, int], float] = {}
+        self._empty: dict[tuple[str, int, int], int] = {}  # only markers from there up to this end
         self._consumer: Consumer | None = None
 
     def of(self, look: Look) -> dict[tuple[str, int, int], float | None]:
@@ -169,12 +170,14 @@ class RecordTimes:
         }
         if len(self.known) > _KEPT:
             self.known = {place: self.known[place] for place in wanted if place in self.known}
-        fresh = sorted(wanted - self.known.keys())
+        empty = {place for place in wanted if self._empty.get(place) == look.ends[place[:2]]}
+        fresh = sorted(wanted - self.known.keys() - empty)
         # One offset a partition at a time: a consumer has one position in it.
         asked = {place[:2]: place for place in fresh[:MOST_READS]}
         read = self._read(list(asked.values())) if asked else {}
         self.known |= {place: written for place, written in read.items() if written is not None}
-        return {**{place: self.known[place] for place in wanted if place in self.known}, **read}
+        self._empty = {place: look.ends[place[:2]] for place in (*empty, *(p for p, at in read.items() if at is None))}
+        return {**{place: self.known.get(place) for place in (*empty, *(wanted & self.known.keys()))}, **read}
 
     def _read(self, places: list[tuple[str, int, int]]) -> dict[tuple[str, int, int], float | None]:
         if self._consumer is None:
@@ -184,8 +187,7 @@ class RecordTimes:
                     **{
                         "enable.partition.eof": True,
                         "auto.offset.reset": "earliest",
-                        # One record is wanted, not a queue of them.
-                        "queued.min.messages": 1,
+                        # One record is wanted. (queued.min.messages=1 would hold back a partition's end for 2 s.)
                         "fetch.message.max.bytes": 16 * 1024,
                         "fetch.wait.max.ms": 50,
                     },

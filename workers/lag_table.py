@@ -48,15 +48,15 @@ def table(lags: Sequence[PartitionLag]) -> Table:
             str(each.partition),
             "none yet" if none_yet else _number(each.committed),
             _number(each.end),
-            f"({each.backlog:,} there)" if none_yet else _number(each.lag),
-            _seconds(each.seconds),
+            _number(each.lag) if not none_yet else "" if each.backlog is None else f"({each.backlog:,} there)",
+            "" if none_yet else _seconds(each.seconds),
             _rate(each.rate_in),
             _rate(each.rate_out),
             ""
             if each.lag == 0
             else _seconds(each.catch_up_s)
             if each.catch_up_s is not None
-            else "not" * bool(each.lag),
+            else "not" * bool(each.waiting),
             _number(each.members),
             f"[{colour}]{each.verdict}[/] [dim]{escape(each.why)}[/]",
         )

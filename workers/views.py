@@ -169,7 +169,7 @@ def in_words(seen: Seen, settings: Settings, now: float) -> list[Json]:
 
 def _say_lag(seen: Seen, say: Any) -> None:
     for name, each in of_group(seen.kafka.lags or []).items():
-        verdict, lag = worst([one.verdict for one in each]), sum(one.lag or 0 for one in each)
+        verdict, lag = worst([one.verdict for one in each]), sum(one.waiting or 0 for one in each)
         behind = most([one.seconds for one in each])
         told = f"{lag:,} records" + (f", {_ago(behind)}" if behind else "")
         if verdict in ("stop", "stall"):
@@ -180,7 +180,7 @@ def _say_lag(seen: Seen, say: Any) -> None:
         elif verdict == "warn" and lag:
             why = next(one.why for one in each if one.verdict == "warn")
             say("busy", f"Group {name}: {why} ({told} behind).", f"/lag?group={name}")
-        elif lag and (soon := most([one.catch_up_s for one in each if one.lag])) is not None and soon > 5:
+        elif lag and (soon := most([one.catch_up_s for one in each if one.waiting])) is not None and soon > 5:
             say("busy", f"Group {name} is {told} behind, and has caught up in {_ago(soon)}.", f"/lag?group={name}")
 
 
@@ -236,16 +236,17 @@ def groups(lags: list[PartitionLag]) -> list[Json]:
     return [
         {
             "group": name,
-            "topics": sorted({one.topic for one in each}),
-            "partitions": len(each),
+            "topics": sorted({one.topic for one in each if one.committed is not None or one.backlog is not None}),
+            "partitions": sum(one.committed is not None or one.backlog is not None for one in each),
             "lag": total([one.lag for one in each if one.committed is not None]),
+            "waiting": total([one.waiting for one in each if one.committed is not None]),
             "backlog": sum(one.backlog or 0 for one in each),
-            "uncommitted": sum(one.committed is None for one in each),
+            "uncommitted": sum(one.backlog is not None for one in each),
             "seconds": most([one.seconds for one in each]),
             "rate_in": total([one.rate_in for one in each]),
             "rate_out": total([one.rate_out for one in each if one.committed is not None]),
-            "catch_up_s": most([one.catch_up_s for one in each if one.lag]),
-            "stuck": any(one.lag and one.catch_up_s is None for one in each),
+            "catch_up_s": most([one.catch_up_s for one in each if one.waiting]),
+            "stuck": any(one.waiting and one.catch_up_s is None for one in each),
             "members": each[0].members,
             "expired": sum(one.expired for one in each),
             "verdict": worst([one.verdict for one in each]),

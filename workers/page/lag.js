@@ -8,10 +8,10 @@ const COLUMNS = [
   ["topic", "topic", (p) => p.topic], ["partition", "partition", (p) => p.partition, true],
   ["committed", "committed", (p) => (p.committed === null && p.end !== null ? "none yet" : number(p.committed)), true, (p) => p.committed ?? -1],
   ["end", "end", (p) => number(p.end), true, (p) => p.end ?? -1],
-  ["lag", "lag", (p) => (p.committed === null && p.backlog !== null ? `(${number(p.backlog)} there)` : number(p.lag)), true, (p) => p.lag ?? p.backlog ?? -1],
+  ["lag", "lag", (p) => (p.committed !== null || p.end === null ? number(p.lag) : p.backlog === null ? "–" : `(${number(p.backlog)} there)`), true, (p) => p.lag ?? p.backlog ?? -1],
   ["seconds", "behind", (p) => (p.committed === null ? "–" : span(p.seconds)), true, (p) => p.seconds ?? -1],
   ["rate_in", "in", (p) => rate(p.rate_in), true], ["rate_out", "out", (p) => rate(p.rate_out), true],
-  ["catch_up_s", "caught up in", (p) => (p.lag === null ? "–" : p.lag === 0 ? "" : p.catch_up_s === null ? "not at this rate" : span(p.catch_up_s)), true, (p) => p.catch_up_s ?? Infinity],
+  ["catch_up_s", "caught up in", (p) => (p.lag === null ? "–" : p.waiting === 0 ? "" : p.catch_up_s === null ? "not at this rate" : span(p.catch_up_s)), true, (p) => p.catch_up_s ?? Infinity],
   ["owner", "read by", (p) => p.owner ?? "nobody"], ["verdict", "verdict", null, false, (p) => p.verdict],
 ];
 let history = null, asked = "", askedAt = 0;
@@ -42,7 +42,7 @@ async function draw(page) {
       h("div", { cls: "row" }, h("h2", null, h("a", { href: `/lag?group=${encodeURIComponent(each.group)}`, "aria-current": each === chosen ? "true" : null }, each.group)), h("span", { cls: "push" }, pill(each.verdict))),
       h("div", { cls: "figures" },
         figure("lag", each.uncommitted === each.partitions ? "none yet" : number(each.lag), each.uncommitted ? `${number(each.backlog)} there, not begun` : "records"),
-        figure("behind", each.uncommitted === each.partitions ? "–" : span(each.seconds), !each.lag ? "" : each.stuck ? "not catching up" : `caught up in ${span(each.catch_up_s)}`),
+        figure("behind", each.uncommitted === each.partitions ? "–" : span(each.seconds), !each.waiting ? "" : each.stuck ? "not catching up" : `caught up in ${span(each.catch_up_s)}`),
         figure("members", number(each.members), each.members === 0 ? "nobody reads" : "")),
       h("p", { cls: "soft small" }, each.why, each.expired ? `; ${number(each.expired)} records expired unread` : "")))),
     groups.length > 60 && h("p", { cls: "soft" }, `${groups.length - 60} more groups are in /api/lag.`),

@@ -35,7 +35,7 @@ function picture(topology, now) {
       const from = order.indexOf(writer), to = order.indexOf(reader);
       if (from < 0 || to < 0 || from === to) continue;
       const flows = (now.rates[topic.name] ?? 0) > 0.05, count = now.counts[topic.short];
-      const said = topic.events && count !== undefined ? `${number(count)} events` : rate(now.rates[topic.name]);
+      const said = topic.events && count !== undefined ? `${number(count)} ${count === 1 ? "event" : "events"}` : rate(now.rates[topic.name]);
       if (to === from + 1) {
         const start = left(writer) + boxes, end = left(reader) - 9, other = seen.has(`${from}-${to}`) ? 34 : 0;
         seen.add(`${from}-${to}`);
@@ -51,8 +51,8 @@ function picture(topology, now) {
       }
     }
   }
-  const height = y + 112 + below * 26;
-  return s("svg", { cls: "loop", viewBox: `0 ${above ? 0 : 60} ${width} ${height - (above ? 0 : 60)}`, role: "img", "aria-label": `The loop: ${order.join(" to ")}` },
+  const height = y + 84 + below * 26;
+  return s("svg", { cls: "loop", viewBox: `0 ${above ? 28 : 70} ${width} ${height - (above ? 28 : 70)}`, role: "img", "aria-label": `The loop: ${order.join(" to ")}` },
     s("defs", null, s("marker", { id: "head", viewBox: "0 0 8 8", refX: 1, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" }, s("path", { cls: "head", d: "M0 0 8 4 0 8z" }))),
     edges, order.map((name) => node(name, left(name), y, boxes, now)));
 }
@@ -63,7 +63,7 @@ function lagText(topology, now, topic, x, y) {
   const found = now.groups?.find((each) => each.group === group);
   if (!found) return s("text", { x, y, "text-anchor": "middle", cls: "soft" }, "lag unknown");
   const kind = { ok: "good-text", unknown: "soft", warn: "warn-text", rewind: "warn-text" }[found.verdict] ?? "bad-text";
-  const told = found.uncommitted === found.partitions ? `none read, ${number(found.backlog)} there` : `lag ${number(found.lag)}${found.seconds > 1 ? `, ${span(found.seconds)}` : ""}`;
+  const told = found.uncommitted === found.partitions ? `none read, ${number(found.backlog)} there` : `lag ${number(found.waiting)}${found.seconds > 1 ? `, ${span(found.seconds)}` : ""}`;
   return s("text", { x, y, "text-anchor": "middle", cls: kind }, told);
 }
 
@@ -102,7 +102,7 @@ function lastDrift(found) {
   const data = found.data;
   return card("Last drift",
     h("p", { cls: "big" }, h("a", { href: `/devices/${encodeURIComponent(data.device)}` }, data.device)),
-    h("p", null, found.says.slice(data.device.length + 2), " ", pill(data.severity)),
+    h("p", null, found.says.slice(data.device.length + 2).replace(/ \([a-z]+\)$/, ""), " ", pill(data.severity)),
     h("p", { cls: "soft small" }, `seen ${ago(found.written)}`, found.features > 1 ? `, in ${found.features} features at once` : ""),
     found.led_to.length ? h("div", null, h("h3", null, "What came of it"), found.led_to.slice(-3).map((each) =>
       h("p", { cls: "small" }, h("span", { cls: `topic ${each.topic}` }, each.topic), " ", h("a", { href: `/chain/${encodeURIComponent(each.id)}` }, each.says)))) :
