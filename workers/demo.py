@@ -102,6 +102,8 @@ class _Demo:
                 lambda text: None if text.startswith("created") else self._say(text),
                 {"DRIFTLOOP_FIRST_WINDOWS": str(wanted), "DRIFTLOOP_RECENT_WINDOWS": "240"},
             )
+        report.page = self.settings.monitor_url
+        self._say(f"see it at [bold]{report.page}[/]")
         self._refuse_used_topic()
         self.log = read_events(self.settings, EVENT_TOPICS, follow=True)
         self._play(script.learn, "readings")

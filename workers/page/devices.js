@@ -19,7 +19,7 @@ async function draw(page) {
     h("div", { cls: "split" },
       h("nav", { cls: "card side", "aria-label": "Devices" }, h("ul", { cls: "list" }, known.map((each) => h("li", { "data-key": each.device },
         h("a", { cls: "item", href: `/devices/${encodeURIComponent(each.device)}`, "aria-current": each.device === name ? "true" : null },
-          h("span", { cls: "row" }, h("b", null, each.device), h("span", { cls: "push" }, each.drifts ? pill(`${each.drifts} drifts`, "warn") : each.faults ? pill("fault", "bad") : pill("steady", "good"))),
+          h("span", { cls: "row" }, h("b", null, each.device), h("span", { cls: "push" }, each.drifts ? pill(`${each.drifts} ${each.drifts === 1 ? "drift" : "drifts"}`, "warn") : each.faults ? pill("fault", "bad") : pill("steady", "good"))),
           h("span", { cls: "soft small" }, each.last ? `last window ${clock(each.last)}` : "no statistics shown")))))),
       h("div", { cls: "stack" }, device(shown, page))),
   ];
