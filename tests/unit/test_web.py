@@ -18,7 +18,7 @@ TOKEN = "correct horse battery"
 
 @pytest.fixture
 def ask(tmp_path):
-    """ask(method, path, settings…, **request) → the answer's status, headers and text."""
+    """Ask for a path of a page with some settings: the answer's status, headers and text."""
 
     def asked(method, path, *, settings=None, **request):
         chosen = Settings(_env_file=None, home=tmp_path, **(settings or {}))
