@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ from streams import topics
 from streams.deadletters import dead_letter_headers
 from streams.devicestats import NAMES
 from streams.gate import Record
+from tests.contract.test_monitoring import expressions
 from tests.e2e.screenshots import CHROMIUM, VIEWS, launch, settled
 from tests.integration.kafka_tool import kafkas_tool
 
@@ -269,7 +271,7 @@ def test_a_restart_of_the_monitor_is_survived_and_yesterday_is_still_there(page,
 def test_a_broker_that_is_away_is_unknown_and_not_zero(page, monitor, servers, needs):
     """The most dangerous picture is a calm one of a cluster that does not answer."""
     running = supervisor.connect(servers.stack.home)
-    needs(running is not None, "a Kafka that the tests may restart")
+    needs(running is not None and "kafka" in running.info(), "a Kafka that the tests may restart")
     settled(page, f"{monitor.url}/lag")
     running.stop(["kafka"])
     page.wait_for_selector(".big:has-text('unknown')", timeout=40_000)
@@ -277,3 +279,31 @@ def test_a_broker_that_is_away_is_unknown_and_not_zero(page, monitor, servers, n
     running.start("kafka")
     page.wait_for_selector("tbody tr", timeout=60_000)
     assert monitor.process.poll() is None
+
+
+def test_every_expression_of_the_boards_and_rules_is_answered(monitor, needs, tmp_path):
+    """A running Prometheus with our metrics: a board with a misspelt label shows an empty panel, and nobody notices."""
+    needs(shutil.which("prometheus"), "prometheus")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    target = monitor.url.removeprefix("http://")
+    scrape = f"{{job_name: monitor, scrape_interval: 1s, static_configs: [{{targets: ['{target}']}}]}}"
+    (tmp_path / "prometheus.yml").write_text(f"scrape_configs: [{scrape}]\n")
+    command = ["prometheus", "--config.file=prometheus.yml", f"--web.listen-address=127.0.0.1:{port}"]
+    url = f"http://127.0.0.1:{port}/api/v1"
+
+    def query(text):
+        return httpx.get(f"{url}/query", params={"query": text}, trust_env=False).json()
+
+    with subprocess.Popen([*command, "--storage.tsdb.path=data"], cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        try:
+            monitor.until(lambda: len(query("count_over_time(kafka_consumergroup_lag[1m]) > 2")["data"]["result"]) > 0)
+            for where, expression in expressions():
+                filled = expression.replace("$__rate_interval", "1m").replace("$group", ".+")
+                found = query(filled)
+                assert found["status"] == "success", (where, found)
+                if where.startswith("lag:"):
+                    assert found["data"]["result"], f"{where}: nothing to show"
+        finally:
+            process.terminate()

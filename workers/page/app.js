@@ -84,5 +84,7 @@ document.addEventListener("click", (event) => {
   if (href.startsWith("/") && !href.startsWith("/api")) { event.preventDefault(); go(href); }
 });
 addEventListener("popstate", () => route(true));
+addEventListener("resize", refresh);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", refresh);
 route(false);
 listen();
