@@ -64,6 +64,32 @@ def test_every_partition_agrees_with_kafkas_own_tool(settings, topic):
     assert found[topic, 2].backlog == 7
 
 
+def test_under_load_kafkas_own_tool_tells_what_lies_between_two_looks_of_ours(settings, topic):
+    """Offsets move while either looks; neither may tell one that was never there."""
+    group, stop = f"{settings.namespace}busy", threading.Event()
+
+    def load():
+        offset = 0
+        while not stop.is_set():
+            fill(settings, topic, 20)
+            offset += 10
+            commit(settings, group, topic, {0: offset})
+
+    fill(settings, topic, 1)
+    commit(settings, group, topic, {0: 0})
+    worker = threading.Thread(target=load)
+    worker.start()
+    try:
+        before, theirs, after = lags(settings, group), kafkas_tool(settings, group), lags(settings, group)
+    finally:
+        stop.set()
+        worker.join()
+    assert before.keys() == theirs.keys() == after.keys()
+    for place, (committed, end, _) in theirs.items():
+        assert before[place].committed <= committed <= after[place].committed
+        assert before[place].end <= end <= after[place].end
+
+
 def test_a_group_without_members_is_still_measured(settings, topic):
     """The exporters that lose sight of it leave its owner in the dark."""
     group = f"{settings.namespace}gone"
