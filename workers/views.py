@@ -12,7 +12,7 @@ from schemas.events import DecisionMade, DriftDetected, ModelDeployed, ModelRegi
 from schemas.settings import Settings
 from schemas.topology import AGENT_STATE, DEAD_LETTER_TOPICS, EVENT_TOPICS, REPLAYS, TOPICS
 from streams.eventlog import Logged
-from streams.lag import GROUPS, PartitionLag, worst
+from streams.lag import GROUPS, TROUBLE, PartitionLag, worst
 from streams.letters import Letter, shown
 from workers.chain import causes
 from workers.narrate import ACTIVITY_WORDS, REASONS, plain, tell
@@ -153,7 +153,7 @@ def in_words(seen: Seen, settings: Settings, now: float) -> list[Json]:
     for name, trouble in seen.servers.items():
         if trouble is not None and name != "kafka":
             say("bad", f"{name} has trouble: {trouble}", "/")
-    _say_lag(seen, say)
+    _say_lag(seen, settings, say)
     _say_work(seen, say)
     _say_drift(seen, say, now)
     current = seen.current
@@ -167,21 +167,32 @@ def in_words(seen: Seen, settings: Settings, now: float) -> list[Json]:
     return said
 
 
-def _say_lag(seen: Seen, say: Any) -> None:
+def _say_lag(seen: Seen, settings: Settings, say: Any) -> None:
+    """Our own groups one by one, everybody else's in a line."""
+    ours = {f"{settings.namespace}{group}" for group in GROUPS}
+    others = 0
     for name, each in of_group(seen.kafka.lags or []).items():
         verdict, lag = worst([one.verdict for one in each]), sum(one.waiting or 0 for one in each)
+        if name not in ours:
+            others += verdict in TROUBLE
+            continue
         behind = most([one.seconds for one in each])
         told = f"{lag:,} records" + (f", {_ago(behind)}" if behind else "")
-        if verdict in ("stop", "stall"):
+        soon = most([one.catch_up_s for one in each if one.waiting])
+        link = f"/lag?group={name}"
+        if verdict in TROUBLE:
             what = "has stopped reading" if verdict == "stop" else "makes no headway"
-            say("bad", f"Group {name} {what}: {told} behind.", f"/lag?group={name}")
+            say("bad", f"Group {name} {what}: {told} behind.", link)
         elif verdict == "rewind":
-            say("busy", f"Group {name} went back to earlier records: {told} to read again.", f"/lag?group={name}")
+            say("busy", f"Group {name} went back to earlier records: {told} to read again.", link)
         elif verdict == "warn" and lag:
             why = next(one.why for one in each if one.verdict == "warn")
-            say("busy", f"Group {name}: {why} ({told} behind).", f"/lag?group={name}")
-        elif lag and (soon := most([one.catch_up_s for one in each if one.waiting])) is not None and soon > 5:
-            say("busy", f"Group {name} is {told} behind, and has caught up in {_ago(soon)}.", f"/lag?group={name}")
+            say("busy", f"Group {name}: {why} ({told} behind).", link)
+        elif lag and soon is not None and soon > 5:
+            say("busy", f"Group {name} is {told} behind, and has caught up in {_ago(soon)}.", link)
+    if others:
+        groups_have = "group that is not ours has" if others == 1 else "groups that are not ours have"
+        say("note", f"{others} {groups_have} stopped reading.", "/lag")
 
 
 def _say_work(seen: Seen, say: Any) -> None:

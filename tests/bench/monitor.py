@@ -1,4 +1,4 @@
-"""What looking costs: the lag collector at 1,000 group partitions, and the statistics that the agent shows of devices."""
+"""What looking costs: the lag collector at 1,000 group partitions, and the statistics that are shown of devices."""
 
 import os
 import time

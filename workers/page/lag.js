@@ -42,7 +42,7 @@ async function draw(page) {
       h("div", { cls: "row" }, h("h2", null, h("a", { href: `/lag?group=${encodeURIComponent(each.group)}`, "aria-current": each === chosen ? "true" : null }, each.group)), h("span", { cls: "push" }, pill(each.verdict))),
       h("div", { cls: "figures" },
         figure("lag", each.uncommitted === each.partitions ? "none yet" : number(each.lag), each.uncommitted ? `${number(each.backlog)} there, not begun` : "records"),
-        figure("behind", each.uncommitted === each.partitions ? "–" : span(each.seconds), !each.waiting ? "" : each.stuck ? "not catching up" : `caught up in ${span(each.catch_up_s)}`),
+        figure("behind", each.uncommitted === each.partitions ? "–" : span(each.seconds), !each.waiting || (each.stuck && each.verdict === "ok") ? "" : each.stuck ? "not catching up" : `caught up in ${span(each.catch_up_s)}`),
         figure("members", number(each.members), each.members === 0 ? "nobody reads" : "")),
       h("p", { cls: "soft small" }, each.why, each.expired ? `; ${number(each.expired)} records expired unread` : "")))),
     groups.length > 60 && h("p", { cls: "soft" }, `${groups.length - 60} more groups are in /api/lag.`),

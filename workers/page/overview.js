@@ -51,7 +51,7 @@ function picture(topology, now) {
       }
     }
   }
-  const height = y + 84 + below * 26;
+  const height = y + 108 + below * 26;
   return s("svg", { cls: "loop", viewBox: `0 ${above ? 28 : 70} ${width} ${height - (above ? 28 : 70)}`, role: "group", "aria-label": `The loop: ${order.join(" to ")}` },
     s("defs", null, s("marker", { id: "head", viewBox: "0 0 8 8", refX: 1, refY: 4, markerWidth: 7, markerHeight: 7, orient: "auto-start-reverse" }, s("path", { cls: "head", d: "M0 0 8 4 0 8z" }))),
     edges, order.map((name) => node(name, left(name), y, boxes, now)));
