@@ -43,7 +43,7 @@ class Collector:
     def __init__(self, settings: Settings, pattern: str | None = None) -> None:
         self.settings = settings
         self.pattern = None if pattern is None else re.compile(pattern)
-        self.admin = AdminClient(client_config(settings, **{"socket.timeout.ms": 5_000}))
+        self.admin = self._client()
         self.ours = {
             f"{settings.namespace}{group}": (settings.topic(topic), topic.partitions) for group, topic in GROUPS.items()
         }
@@ -56,7 +56,13 @@ class Collector:
         try:
             return self._look()
         except KafkaException as error:
+            # A client whose broker was restarted may ask in vain for ever (librdkafka 2.16, list_consumer_groups).
+            self.admin = self._client()
+            self._asked = float("-inf")
             raise Retry(f"offsets cannot be read: {error.args[0].str()}") from error
+
+    def _client(self) -> AdminClient:
+        return AdminClient(client_config(self.settings, **{"socket.timeout.ms": 5_000}))
 
     def _look(self) -> Look:
         metadata = self.admin.list_topics(timeout=TIMEOUT_S)

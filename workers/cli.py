@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FINDING = 1
 WRONG_USE = 2
 BROKER_S = 10.0
+PIPE_COLUMNS = 200
 
 app = typer.Typer(
     name="driftloop",
@@ -79,7 +80,8 @@ def _console() -> Console:
     from rich.console import Console
 
     # A pipe or a file gets each event as one line.
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    on_screen = sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=not on_screen, width=None if on_screen else PIPE_COLUMNS)
 
 
 @app.command()

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from schemas.settings import Settings
-from streams.lag import LagTracker, PartitionLag, Verdict
+from streams.lag import WORDS, LagTracker, PartitionLag, Verdict
 from streams.lag_collector import Collector, RecordTimes
 from workers.processes import ask, busy
 
@@ -35,11 +35,13 @@ def looks(settings: Settings, pattern: str | None, every: float = 2.0) -> Iterat
 
 def table(lags: Sequence[PartitionLag]) -> Table:
     """A line for each partition."""
-    shown = Table("group", "topic", "partition", box=None, header_style="bold")
-    for name in ("committed", "end", "lag", "behind", "in/s", "out/s", "catches up in", "members"):
-        shown.add_column(name, justify="right")
+    shown = Table("group", "topic", "partition", box=None, header_style="bold", padding=(0, 1, 0, 0))
+    for name in ("committed", "end", "lag", "behind", "in/s", "out/s", "done in", "members"):
+        shown.add_column(name, justify="right", no_wrap=True)
     shown.add_column("verdict")
     for each in lags:
+        if each.committed is None and each.verdict == "ok":
+            continue  # a group's own state, which it never commits
         colour = _COLOURS.get(each.verdict, "dim")
         none_yet = each.committed is None and each.end is not None
         shown.add_row(
@@ -58,7 +60,7 @@ def table(lags: Sequence[PartitionLag]) -> Table:
             if each.catch_up_s is not None
             else "not" * bool(each.waiting),
             _number(each.members),
-            f"[{colour}]{each.verdict}[/] [dim]{escape(each.why)}[/]",
+            f"[{colour}]{each.verdict}[/]" + (f" [dim]{escape(each.why)}[/]" if each.why != WORDS["ok"] else ""),
         )
     return shown
 

@@ -67,6 +67,7 @@ class Seen:
         self.chain = Chain()
         self.events_read = False
         self.current: ModelDeployed | None = None
+        self.current_read = False
         self.devices: dict[str, DeviceSeen] = {}
         self.letters: deque[Letter] = deque(maxlen=LAST_LETTERS)
         self.letter_counts: Counter[tuple[str, str]] = Counter()

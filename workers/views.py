@@ -157,9 +157,11 @@ def in_words(seen: Seen, settings: Settings, now: float) -> list[Json]:
     _say_work(seen, say)
     _say_drift(seen, say, now)
     current = seen.current
-    if current is None:
+    if current is None and not seen.current_read:
+        say("note", "Which model serves is not known yet.", "/models")
+    elif current is None:
         say("note", "No model serves yet: the first one needs enough labelled readings.", "/models")
-    elif seen.routed is not None and seen.routed != current.version:
+    elif current is not None and seen.routed is not None and seen.routed != current.version:
         say("busy", f"Version {current.version} is current; the router still sends to {seen.routed}.", "/models")
     if not any(each["level"] in ("bad", "busy") for each in said):
         serving = f" Version {current.version} serves." if current else ""

@@ -101,6 +101,7 @@ class Watching:
                     self.seen.kafka = Kafka(look, lags, rates, seconds, None, look.ts)
                     self.history.add(look.ts, self._points(lags, rates))
                 self.turned = time.monotonic()
+                self.seen.current_read = self.current.caught_up.is_set()
                 self.changed()
                 self.stopping.wait(max(0.1, self.settings.monitor_seconds - (time.monotonic() - begun)))
         finally:
