@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PEERS  := .venv-bench
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench secrets lock contracts clean
@@ -21,7 +22,7 @@ check: $(VENV)/dev.stamp  ## format, lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-bench: $(VENV)/dev.stamp  ## the measurements behind the README's figures
+bench: $(VENV)/dev.stamp $(PEERS)/stamp  ## the measurements behind the README's figures
 	@$(BIN)/python -m tests.bench
 
 contracts: $(VENV)/run.stamp  ## JSON Schemas, AsyncAPI and golden examples, from the code
@@ -36,10 +37,11 @@ secrets: .secrets/postgres_password .secrets/monitor_token .secrets/grafana_pass
 lock:  ## the hash-locked requirements, anew from pyproject.toml (needs uv)
 	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra build -o requirements.txt pyproject.toml
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra build --extra dev -c requirements.txt -o requirements-dev.txt pyproject.toml
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group bench -o requirements-bench.txt
 
 clean:  ## everything that make, the demo and the tests made
 	-@test -x $(BIN)/driftloop && $(BIN)/driftloop down >/dev/null 2>&1
-	rm -rf $(VENV) .driftloop .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) .driftloop .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -53,4 +55,9 @@ $(VENV)/run.stamp: $(BIN)/python requirements.txt pyproject.toml
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	@touch $@
+
+$(PEERS)/stamp: requirements-bench.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.txt
 	@touch $@

@@ -60,8 +60,27 @@ class Settings(BaseSettings):
         description="raw: ADWIN on each raw channel, as tutorials do; per-feature: on window statistics; "
         "confirmed: on their residuals per activity, confirmed over several stretches",
     )
+    policy: Literal["quiet", "standard", "sensitive"] = Field(
+        "standard", description="how much it takes for an alarm of `confirmed`"
+    )
+    activity_source: Literal["auto", "label", "model"] = Field(
+        "auto",
+        description="what a person does, for `confirmed`. auto: the label where readings carry one, else the model's "
+        "profile; label: readings without one are not judged; model: labels are not looked at",
+    )
+    calibration_seconds: float = Field(
+        640, ge=60, description="of readings before `confirmed` judges a device; less costs false alarms"
+    )
     checkpoint_seconds: float = Field(0.5, gt=0, description="how often the agent makes its state durable and commits")
-    checkpoint_readings: int = Field(5_000, ge=1, description="the same, by messages since the last checkpoint")
+    checkpoint_readings: int = Field(100_000, ge=1, description="the same, by readings since the last checkpoint")
+    idle_seconds: float = Field(
+        900, gt=0, description="how long a device is silent before it leaves the agent's memory"
+    )
+    stall_seconds: float = Field(
+        120,
+        gt=0,
+        description="the agent ends, to be started anew, when its readings wait and nothing moves for so long",
+    )
 
     first_windows: int = Field(600, ge=50, description="labelled windows that the first model waits for")
     recent_windows: int = Field(280, ge=20, description="labelled windows since the change that a retraining waits for")

@@ -7,17 +7,19 @@ both are kept here. A value must be finite: the gate sees to that.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 from river.drift import ADWIN
 
 from schemas.activity import CHANNELS
 from schemas.errors import Stop
 from streams.drift import Change
+from streams.quality import Degraded, Refused
 from streams.statistics import STATISTICS, statistics
-from streams.windows import Floats, Readings, Windows
+from streams.windows import Floats, Ints, Readings, Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,101 +60,151 @@ class AdaptiveWindow:
     def load(self, state: tuple[bytes, float, int]) -> None:
         """Continue from a dumped state. Raises Stop if the bytes are not one."""
         blob, self.total, self.count = state
-        try:
-            self.adwin._helper.__setstate__(blob)
-        except BaseException as error:  # river's Rust panics are no Exception
-            if isinstance(error, KeyboardInterrupt | SystemExit):
-                raise
-            raise Stop(f"a detector's saved state cannot be read: {error}") from error
+        restore(self.adwin._helper, blob)
 
 
-class _Track:
-    """One ADWIN over one series, with what is needed to say when and how far it moved."""
+def restore(helper: Any, blob: bytes) -> None:
+    """Put a dumped state into river's own ADWIN. Raises Stop if the bytes are not one."""
+    try:
+        helper.__setstate__(blob)
+    except BaseException as error:  # river's Rust panics are no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            raise
+        raise Stop(f"a detector's saved state cannot be read: {error}") from error
 
-    def __init__(self, delta: float, clock: int = 32, grace_period: int = 10) -> None:
-        self.window = AdaptiveWindow(delta, clock, grace_period)
-        self.square = 0.0
 
-    def update(self, value: float) -> tuple[Detection, float] | None:
-        """The detection and its effect in standard deviations of the series since the last one."""
-        self.square += value * value
-        count, total = self.window.count + 1, self.window.total + value
-        detection = self.window.update(value)
-        if detection is None:
-            return None
-        sd = max(self.square / count - (total / count) ** 2, 0.0) ** 0.5
-        self.square = 0.0
-        return detection, abs(detection.after - detection.before) / max(sd, 1e-6)
+def _fresh() -> Any:
+    """river's own ADWIN without its wrapper, whose update of one value costs four times this one's."""
+    return ADWIN()._helper
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What an ADWIN's window holds: how many values, their sum, and their squared deviations from the mean."""
+
+    count: int
+    total: float
+    squares: float
+
+    def then(self, values: Sequence[float]) -> _Held:
+        """With values added as ADWIN itself adds them, one by one: bit for bit the same, wherever a chunk began."""
+        added = np.array(values)
+        total = np.add.accumulate(np.concatenate([[self.total], added]))
+        count = np.arange(self.count + 1, self.count + 1 + len(added), dtype=np.float64)
+        apart = added - total[:-1] / np.maximum(count - 1.0, 1.0)
+        steps = np.where(count > 1.0, (count - 1.0) * apart * apart / count, 0.0)
+        squares = np.add.accumulate(np.concatenate([[self.squares], steps]))
+        return _Held(self.count + len(added), float(total[-1]), float(squares[-1]))
+
+
+def _held(adwin: Any) -> _Held:
+    return _Held(int(adwin.get_width()), float(adwin.get_total()), float(adwin.get_variance()))
+
+
+def _detection(adwin: Any, before: _Held) -> tuple[Detection, float]:
+    """The change that an ADWIN has just found, and its effect in standard deviations of all that it held before."""
+    kept = _held(adwin)
+    after = kept.total / kept.count if kept.count else 0.0
+    dropped = before.count - kept.count
+    mean = (before.total - after * kept.count) / dropped if dropped > 0 else after
+    sd = (before.squares / before.count) ** 0.5
+    return Detection(mean, after, kept.count), abs(after - mean) / max(sd, 1e-6)
 
 
 class _AdwinBank:
     """An ADWIN alone on each column of a series: an alarm is a detection."""
 
-    def __init__(self, columns: Sequence[tuple[str, str]], config: str, history: int) -> None:
+    def __init__(self, names: Sequence[tuple[str, str]], config: str, history: int) -> None:
         self.config = config
-        self.columns = columns
-        self.tracks = [_Track(delta=0.002) for _ in columns]
-        self.moments: list[tuple[float, int]] = []  # (ts, offset) of the last values, to name the change point
+        self.names = names
+        self.adwins = [_fresh() for _ in names]
+        self.ts: Floats = np.empty(0)  # of the last values, to name the change point
+        self.offsets: Ints = np.empty(0, np.int64)
         self.history = history
 
-    def take(self, values: Floats, ts: Floats, offsets: Any) -> list[Change]:
-        """Changes in values (n, columns) seen at ts (n,) in records offsets (n,)."""
-        changes = []
-        rows = zip(values.tolist(), ts.tolist(), offsets.tolist(), strict=True)
-        for row, when, offset in rows:
-            self.moments.append((when, offset))
-            if len(self.moments) > 2 * self.history:
-                del self.moments[: self.history]
-            for (feature, statistic), track, value in zip(self.columns, self.tracks, row, strict=True):
-                found = track.update(value)
-                if found is None:
-                    continue
-                detection, effect = found
-                change_ts, change_offset = self.moments[-min(detection.width, len(self.moments))]
-                changes.append(
-                    Change(
-                        feature,
-                        statistic,
-                        "adwin",
-                        detection.before,
-                        detection.after,
-                        effect,
-                        when,
-                        change_ts,
-                        offset,
-                        change_offset,
-                    )
-                )
-        return changes
+    def take(self, values: Floats, ts: Floats, offsets: Ints) -> list[Change]:
+        """Changes in values (n, columns) seen at ts (n,) in records offsets (n,). NaN is a value that is not there.
+
+        Values are fed by the column, in C, and give to the last bit what they give one by one.
+        """
+        earlier = len(self.ts)
+        known_ts, known_offsets = np.concatenate([self.ts, ts]), np.concatenate([self.offsets, offsets])
+        self.ts, self.offsets = known_ts[-self.history :], known_offsets[-self.history :]
+        absent: list[bool] = np.isnan(values).sum(0).astype(bool).tolist()
+        found = []
+        for number, column in enumerate(values.T):
+            rows = np.flatnonzero(~np.isnan(column)) if absent[number] else None
+            series = (column if rows is None else column[rows]).tolist()
+            adwin, first = self.adwins[number], 0
+            held = _held(adwin)
+            left = iter(series)
+            while True in map(adwin.update, left):
+                at = len(series) - left.__length_hint__() - 1
+                row = at if rows is None else int(rows[at])
+                found.append((row, number, *_detection(adwin, held.then(series[first : at + 1]))))
+                adwin = self.adwins[number] = _fresh()
+                first, held = at + 1, _held(adwin)
+        return [
+            self._change(number, detection, effect, earlier + row, known_ts, known_offsets)
+            for row, number, detection, effect in sorted(found, key=lambda item: item[:2])
+        ]
+
+    def _change(self, number: int, detection: Detection, effect: float, row: int, ts: Floats, offsets: Ints) -> Change:
+        feature, statistic = self.names[number]
+        since = max(row + 1 - min(detection.width, self.history), 0)
+        return Change(
+            feature,
+            statistic,
+            "adwin",
+            detection.before,
+            detection.after,
+            effect,
+            float(ts[row]),
+            float(ts[since]),
+            int(offsets[row]),
+            int(offsets[since]),
+        )
 
     def dump(self) -> Any:
-        return [[(*track.window.dump(), track.square) for track in self.tracks], self.moments]
+        adwins = [adwin.__getstate__() for adwin in self.adwins]
+        return [adwins, self.ts.tobytes(), self.offsets.tobytes()]
 
     def load(self, state: Any) -> None:
-        for track, (blob, total, count, square) in zip(self.tracks, state[0], strict=True):
-            track.window.load((blob, total, count))
-            track.square = square
-        self.moments = [tuple(moment) for moment in state[1]]
+        adwins, ts, offsets = state
+        for adwin, blob in zip(self.adwins, adwins, strict=True):
+            restore(adwin, blob)
+        self.ts, self.offsets = np.frombuffer(ts, np.float64), np.frombuffer(offsets, np.int64)
 
 
 class RawDetector(_AdwinBank):
-    """ADWIN on each required channel, reading by reading."""
+    """ADWIN on each raw channel that a tutorial would take, reading by reading.
+
+    Yaw and gravity are not among them: an upright phone's yaw wanders by itself, and gravity is attitude again.
+    """
+
+    measure: ClassVar[Callable[[Floats], Floats] | None] = None
 
     def __init__(self) -> None:
-        self.rows = [index for index, channel in enumerate(CHANNELS) if channel.required]
-        super().__init__([(CHANNELS[index].name, "value") for index in self.rows], "raw/1", history=512)
+        self.rows = [
+            index
+            for index, channel in enumerate(CHANNELS)
+            if channel.name != "attitude.yaw" and not channel.name.startswith("gravity.")
+        ]
+        super().__init__([(CHANNELS[index].name, "value") for index in self.rows], "raw/2", history=512)
 
-    def observe(self, readings: Readings, windows: Windows) -> list[Change]:
+    def observe(self, readings: Readings, windows: Windows, refused: Sequence[Refused] = ()) -> list[Change | Degraded]:
         """One value a channel and reading."""
-        return self.take(readings.values[:, self.rows], readings.ts, readings.offsets)
+        return [*self.take(readings.values[:, self.rows], readings.ts, readings.offsets)]
 
 
 class PerFeatureDetector(_AdwinBank):
     """ADWIN on each window statistic, whatever the person does."""
 
-    def __init__(self) -> None:
-        super().__init__([(item.feature, item.kind) for item in STATISTICS], "per-feature/1", history=512)
+    measure: ClassVar[Callable[[Floats], Floats] | None] = staticmethod(statistics)
 
-    def observe(self, readings: Readings, windows: Windows) -> list[Change]:
+    def __init__(self) -> None:
+        super().__init__([(item.feature, item.kind) for item in STATISTICS], "per-feature/2", history=512)
+
+    def observe(self, readings: Readings, windows: Windows, refused: Sequence[Refused] = ()) -> list[Change | Degraded]:
         """One value a statistic and window."""
-        return self.take(statistics(windows.values), windows.end, windows.last_offset)
+        return [] if windows.measures is None else [*self.take(windows.measures, windows.end, windows.last_offset)]

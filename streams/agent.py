@@ -1,17 +1,18 @@
-"""The Faust app: readings in from `activity`, drift events and dead letters out, device state in a changelog.
+"""The Faust app: chunks of readings in from `activity`, drift events and dead letters out, device state in a changelog.
 
-Thin on purpose. What a run of records means is decided in `streams.processor`; here it is only made durable, in the
-order that lets nothing be lost: drift events and dead letters acknowledged, then state acknowledged, then the offsets
-may be committed. A crash in between repeats a run, and repeating it gives the same ids and the same state.
+Thin on purpose. What a chunk means is decided in `streams.processor`; here it is only made durable, in the order that
+lets nothing be lost: drift events and dead letters acknowledged, then state acknowledged, then offsets committed. A
+crash in between repeats some chunks, and repeating them gives the same ids and the same state.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
 import faust
 import structlog
@@ -19,85 +20,107 @@ from faust.types import TP
 from mode.supervisors import CrashingSupervisor
 
 from schemas.envelope import encode, envelope
+from schemas.errors import Stop
+from schemas.events import QualityDegraded
+from schemas.failpoints import reach
 from schemas.settings import Settings
-from schemas.topology import (
-    ACTIVITY,
-    AGENT_GROUP,
-    DEAD_LETTER_BYTES,
-    DEVICES_TABLE,
-    DRIFT,
-    dead_letters,
-)
-from streams import state as device_state
+from schemas.topology import ACTIVITY, AGENT_GROUP, DEVICES_TABLE, DRIFT, dead_letters
+from streams import state
 from streams.deadletters import dead_letter_headers, fitting
-from streams.detectors import DETECTORS
-from streams.gate import Record, Rejection
-from streams.position import KafkaLog, Position
-from streams.processor import Drift, Outcome, Processor
-from streams.state import DeviceState
+from streams.detectors import kind_of
+from streams.drift import Kind
+from streams.gate import Rejection
+from streams.outbox import Outbox
+from streams.processor import Drift, Processor
+from streams.records import Chunk
+from streams.transport import ChunkSchema, ChunkTransport
 
 log = structlog.get_logger()
 
-SOURCE = "driftloop/agent"
-# Records may be large: a checkpoint also comes with so many bytes of them in memory.
-CHECKPOINT_BYTES = 16 * 1024 * 1024
-# How long Kafka may take to acknowledge: longer than a broker's restart. After that the process ends (Stop) and its
-# supervisor's next one waits for the broker and its topics, and says what is missing.
-ACKNOWLEDGE_S = 30.0
+SOURCE: Final = "driftloop/agent"
+# Chunks that wait for the agent, each of one fetch of a partition (1 MiB, or a single record that is larger). With
+# what aiokafka holds, one fetch a partition, this bounds the backlog in the process, however slow the agent is.
+WAITING_CHUNKS: Final = 2
+# At most this share of the time is spent on state: many devices are made durable less often.
+STATE_SHARE: Final = 0.1
+# A drift is followed by a checkpoint, so that a crash seldom repeats it; but not by one each.
+SOONEST_CHECKPOINT_S: Final = 0.1
+# So many checkpoints may be due before the agent waits for one.
+MOST_CHECKPOINTS_BEHIND: Final = 4
+# A process that is told to end does not wait for a broker that is away.
+LAST_CHECKPOINT_S: Final = 5.0
 
 
 class Watcher:
-    """What the agent holds between checkpoints: records taken in, and one processor for each owned partition."""
+    """What the agent holds between checkpoints: a processor for each owned partition, and how far each has come."""
 
-    def __init__(self, app: Any, settings: Settings, table: Any, model_version: Callable[[], str | None]) -> None:
+    def __init__(
+        self, app: Any, settings: Settings, table: Any, model_version: Callable[[], str | None], kind: Kind
+    ) -> None:
         self.app = app
         self.settings = settings
         self.table = table
         self.model_version = model_version
-        self.fresh = DETECTORS[settings.detector]
-        raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
-        self.activity = app.topic(settings.topic(ACTIVITY), **raw)
-        self.drift = app.topic(settings.topic(DRIFT), **raw)
-        self.dead_letters = app.topic(settings.topic(dead_letters(ACTIVITY)), **raw)
-        self.position = Position(KafkaLog(settings), self._rewind)
-        self.pending: list[Any] = []
-        self.pending_bytes = 0
+        self.fresh = kind
+        self.activity = settings.topic(ACTIVITY)
+        self.drift = settings.topic(DRIFT)
+        self.dead_letters = settings.topic(dead_letters(ACTIVITY))
+        self.changelog = table.changelog_topic.get_topic_name()
+        self.outbox = Outbox(settings)
         self.processors: dict[int, Processor] = {}
+        self.taken: dict[int, int] = {}  # the offset behind the last chunk taken of each partition
+        self.committed: dict[int, int] = {}
+        self.readings = 0  # since the last checkpoint
+        self.due = 0.0  # when the next checkpoint may begin
+        self.sweep = 0.0  # when silent devices are next looked for
+        self.full = asyncio.Event()
         self.lock = asyncio.Lock()
         self.closed = False
         self.turned = time.monotonic()
 
     def forget(self) -> None:
         """Drop everything that is not durable; what was not committed is delivered again to its new owner."""
-        self.pending.clear()
-        self.pending_bytes = 0
         self.processors.clear()
-        self.position.forget()
+        self.taken.clear()
+        self.committed.clear()
+        self.readings = 0
+        self.outbox.forget()
 
     async def close(self) -> None:
-        """Finish the checkpoint that is under way and begin no other one.
+        """Make durable what was taken, if Kafka lets us, then begin nothing more: the next owner goes on from there."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            async with asyncio.timeout(LAST_CHECKPOINT_S):
+                await self.checkpoint()
+        self.closed = True
 
-        Before partitions go to another owner: a state written after that owner's would be what the next recovery begins
-        with, although it is the older one.
-        """
-        async with self.lock:
-            self.closed = True
-            self.forget()
-
-    async def take(self, event: Any) -> None:
-        """Take one record in; a checkpoint every `checkpoint_readings` of them or CHECKPOINT_BYTES."""
-        message = event.message
-        if message.generation_id != self.app.consumer_generation_id:
+    async def take(self, chunk: Chunk, partition: int, generation: int) -> None:
+        """Take a chunk in; after every so many readings a checkpoint begins, and goes on beside the next chunks."""
+        if self.closed or generation != self.app.consumer_generation_id:
             return  # delivered again to whoever owns the partition now
-        if not await self.position.expects(message.partition, message.offset):
+        known = self.taken.get(partition, chunk.start)
+        if chunk.start > known:
+            raise Stop(f"partition {partition}: {chunk.start} came where {known} comes next; starting again from there")
+        if chunk.end <= known:
             return
-        self.pending.append(event)
-        self.pending_bytes += len(event.message.value or b"")
-        if len(self.pending) >= self.settings.checkpoint_readings or self.pending_bytes >= CHECKPOINT_BYTES:
-            await self.checkpoint()
+        if chunk.start < known:
+            chunk = chunk.since(known)
+        outcome = self._processor(partition).process(chunk)
+        self.taken[partition] = chunk.end
+        self.turned = time.monotonic()
+        self.readings += max(len(chunk), outcome.readings)
+        for drift in outcome.drifts:
+            await self._send(*self._drift(drift))
+        for rejection in outcome.rejections:
+            await self._send(*self._dead_letter(partition, rejection))
+            reach("while-dead-lettering")
+        _tell(partition, outcome.rejections)
+        if outcome.drifts or self.readings >= self.settings.checkpoint_readings:
+            self.full.set()
+            if self.readings >= MOST_CHECKPOINTS_BEHIND * self.settings.checkpoint_readings:
+                await self.checkpoint()
 
     async def checkpoint(self) -> None:
-        """Work off the records taken in, make the effects durable, let their offsets be committed."""
+        """Make what was taken durable, and commit its offsets."""
         # Once begun it is finished, even if the task is cancelled: see `close`.
         await asyncio.shield(self._checkpoint())
 
@@ -105,93 +128,101 @@ class Watcher:
         async with self.lock:
             self.turned = time.monotonic()
             generation = self.app.consumer_generation_id
-            # Faust delivers before it says that a rebalance has ended, and that is not delivered again: it is kept.
-            if self.closed or self.app.rebalancing:
+            if self.closed or self.app.rebalancing or self.taken == self.committed:
                 return
-            if any(event.message.generation_id != generation for event in self.pending):
-                self.forget()
+            # State as of now; chunks may go on changing it while this one is on its way.
+            taken, self.readings = dict(self.taken), 0
+            begun = time.thread_time()
+            states = {partition: processor.snapshot() for partition, processor in self.processors.items()}
+            spent = time.thread_time() - begun
+            self.due = time.monotonic() + max(SOONEST_CHECKPOINT_S, spent / STATE_SHARE)
+            await self.outbox.acknowledged()
+            reach("after-drift-send")
+            if self.closed or generation != self.app.consumer_generation_id:
                 return
-            events, self.pending, self.pending_bytes = self.pending, [], 0
-            runs: dict[int, list[Any]] = {}
-            for event in events:
-                runs.setdefault(event.message.partition, []).append(event.message)
-            for partition, messages in runs.items():
-                records = [_record(message) for message in messages]
-                await self._make_durable(partition, self._processor(partition).process(records))
-            if runs and self.app.consumer_generation_id == generation:
-                await self._commit({messages[-1].tp: messages[-1].offset + 1 for messages in runs.values()})
+            reach("before-state-write")
+            for partition, devices in states.items():
+                for device, blob in devices.items():
+                    await self._send(self.changelog, device.encode(), blob, None, partition)
+            await self.outbox.acknowledged()
+            for devices in states.values():
+                for device in devices:  # recovery finds the new state behind the one that it has read
+                    self.table.data.data.pop(device.encode(), None)
+            reach("after-state-write")
+            reach("before-commit")
+            offsets = {TP(self.activity, partition): end for partition, end in taken.items()}
+            if generation == self.app.consumer_generation_id and await self.app.consumer.committed_through(offsets):
+                self.committed = taken
 
-    async def _rewind(self, partition: int, offset: int) -> None:
-        place = TP(self.activity.get_topic_name(), partition)
-        if place in self.app.consumer.assignment():
-            await self.app.consumer.seek(place, offset)
+    async def tend(self) -> None:
+        """Wait until it is time for a checkpoint, and make it; let devices go that have been silent for long."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self.full.wait(), self.settings.checkpoint_seconds)
+        self.full.clear()
+        await asyncio.sleep(max(0.0, self.due - time.monotonic()))
+        await self.checkpoint()
+        if time.monotonic() >= self.sweep:
+            self.sweep = time.monotonic() + self.settings.idle_seconds / 10
+            async with self.lock:  # a state on its way is not durable yet
+                for processor in self.processors.values():
+                    for device, blob in processor.silent(self.settings.idle_seconds).items():
+                        self.table.data.data[device.encode()] = blob
 
-    async def _commit(self, offsets: dict[Any, int]) -> None:
-        """Commit what is durable, and nothing else.
-
-        Faust's own bookkeeping of acknowledgements takes the holes that its reordering leaves for processed records
-        and commits past them, so no event is ever acknowledged to it.
-        """
-        consumer = self.app.consumer
-        if await consumer._commit(offsets):  # the one way to commit an offset of one's choice
-            consumer._committed_offset.update(offsets)  # its own checks of progress look at it
+    async def _send(self, *record: Any) -> None:
+        while True:
+            try:
+                self.outbox.send(*record)
+            except BufferError:
+                await self.outbox.acknowledged()
+            else:
+                return
 
     def _processor(self, partition: int) -> Processor:
         processor = self.processors.get(partition)
         if processor is None:
             processor = self.processors[partition] = Processor(
-                self.settings.topic(ACTIVITY),
+                self.activity,
                 partition,
                 model=self.settings.model,
-                load=self._load,
+                load=lambda device: self.table.data.data.get(device.encode()),
                 fresh=self.fresh,
                 model_version=self.model_version,
             )
         return processor
 
-    def _load(self, device: str) -> DeviceState | None:
-        blob = self.table.data.get(device.encode())
-        return None if blob is None else device_state.decode(blob, self.fresh)
-
-    async def _make_durable(self, partition: int, outcome: Outcome) -> None:
-        sends = [await self._send_drift(drift) for drift in outcome.drifts]
-        sends += [await self._send_dead_letter(partition, rejection) for rejection in outcome.rejections]
-        _tell(partition, outcome.rejections)
-        await asyncio.gather(*sends)
-        saves = []
-        for device, state in outcome.changed.items():
-            key, blob = device.encode(), device_state.encode(state)
-            saves.append(await self.table.changelog_topic.send(key=key, value=blob, partition=partition))
-            self.table.data.data[key] = blob
-        await asyncio.gather(*saves)
-
-    async def _send_dead_letter(self, partition: int, rejection: Rejection) -> Any:
+    def _dead_letter(self, partition: int, rejection: Rejection) -> tuple[Any, ...]:
         record, cut = fitting(rejection.record)
-        headers = dead_letter_headers(
-            self.activity.get_topic_name(), partition, record, rejection.reject_class, rejection.reason + cut
-        )
-        return await self.dead_letters.send(key=record.key, value=record.value, partition=partition, headers=headers)
+        headers = dead_letter_headers(self.activity, partition, record, rejection.reject_class, rejection.reason + cut)
+        return self.dead_letters, record.key, record.value, headers, partition
 
-    async def _send_drift(self, drift: Drift) -> Any:
+    def _drift(self, drift: Drift) -> tuple[Any, ...]:
         event = drift.event
-        log.info(
-            "drift.detected",
-            id=drift.id,
-            device=event.device,
-            feature=event.feature,
-            statistic=event.statistic,
-            effect=event.effect,
+        if isinstance(event, QualityDegraded):
+            about = {"device": event.device, "channel": event.channel, "fault": event.fault}
+            log.warning("quality.degraded", id=drift.id, ended=event.ended, **about)
+            root = None
+        else:
+            about = {"device": event.device, "feature": event.feature, "statistic": event.statistic}
+            log.info("drift.detected", id=drift.id, effect=event.effect, **about)
+            root = event.episode
+        return self.drift, *encode(
+            envelope(event, id=drift.id, source=SOURCE, subject=event.device, time=event.ts, root=root)
         )
-        key, value, headers = encode(
-            envelope(event, id=drift.id, source=SOURCE, subject=event.device, time=event.ts, root=event.episode)
-        )
-        return await self.drift.send(key=key, value=value, headers=headers)
 
     @property
     def ready(self) -> bool:
         """Whether partitions are owned and their state has been read back. May be asked by another thread, any time."""
         # Before the app has started, asking for its consumer would make one, outside its event loop.
         return bool(self.app.started and not self.app.rebalancing and self.app.consumer.assignment())
+
+    @property
+    def owned(self) -> list[int]:
+        """The partitions of `activity` that this agent has. May be asked by another thread, any time."""
+        return self.assigned() if self.app.started and not self.app.rebalancing else []
+
+    def assigned(self) -> list[int]:
+        """The same once the app has started, even while a rebalance is not over."""
+        return sorted(place.partition for place in self.app.consumer.assignment() if place.topic == self.activity)
 
 
 def _tell(partition: int, rejections: list[Rejection]) -> None:
@@ -210,37 +241,30 @@ def _tell(partition: int, rejections: list[Rejection]) -> None:
         )
 
 
-def _record(message: Any) -> Record:
-    headers = message.headers
-    pairs = headers.items() if isinstance(headers, dict) else headers or ()
-    # Kafka writes -1 for "none"; streams.replay must see the same.
-    timestamp = message.timestamp if message.timestamp and message.timestamp > 0 else None
-    return Record(message.offset, timestamp, message.key, message.value, tuple(pairs))
+class _DevicesTable(faust.Table):  # type: ignore[misc]  # no types published
+    """Device states by key. Of a device's states in the changelog the one that has come furthest counts, not the last:
+    an agent that was stopped and goes on after its partitions have moved may write one that is older.
+    """
 
+    failed: Callable[[BaseException], None]
 
-class _Forgetful(dict[Any, Any]):
-    """Faust's last read offset of each partition, always None for one topic."""
-
-    def __init__(self, topic: str, known: dict[Any, Any]) -> None:
-        super().__init__(known)
-        self.topic = topic
-
-    def __getitem__(self, place: Any) -> Any:
-        return None if place.topic == self.topic else self.get(place)
+    def apply_changelog_batch(self, batch: Any) -> None:
+        """Take records of the changelog in, while recovering."""
+        reach("in-recovery")
+        newest: dict[bytes, Any] = {}
+        try:
+            for event in batch:
+                key, value = event.message.key, event.message.value
+                old = newest[key].message.value if key in newest else self.data.data.get(key)
+                if not old or not value or state.last_offset(value) >= state.last_offset(old):
+                    newest[key] = event
+        except Stop as error:  # Faust would try again for ever
+            self.failed(error)
+        super().apply_changelog_batch(newest.values())
 
 
 class _App(faust.App):  # type: ignore[misc]  # no types published
     watcher: Watcher | None = None
-
-    def _new_consumer(self) -> Any:
-        """A consumer that hands over all that it is given: `Position` decides what is new.
-
-        Faust's own memory of what it has read drops, as old, records that it has gone back for.
-        """
-        consumer = super()._new_consumer()
-        assert self.watcher is not None
-        consumer._read_offset = _Forgetful(self.watcher.activity.get_topic_name(), consumer._read_offset)
-        return consumer
 
     async def _stop_consumer(self) -> None:
         """Leave the group only once nothing more is written for it."""
@@ -250,20 +274,28 @@ class _App(faust.App):  # type: ignore[misc]  # no types published
 
 
 def create_app(
-    settings: Settings, partitions: int, model_version: Callable[[], str | None] = lambda: None
+    settings: Settings,
+    partitions: int,
+    model_version: Callable[[], str | None] = lambda: None,
+    *,
+    failed: Callable[[BaseException], None],
+    kind: Kind | None = None,
 ) -> tuple[Any, Watcher]:
-    """The Faust app and what it watches with. partitions: how many `activity` has, and so its state's changelog."""
+    """The Faust app and what it watches with. partitions: how many `activity` has, and so its state's changelog.
+
+    failed: ends the process, whose state can be trusted no longer. kind: how drift is detected; by default what the
+    settings say.
+    """
     assert settings.kafka_bootstrap is not None
+    activity = settings.topic(ACTIVITY)
     app = _App(
         f"{settings.namespace}{AGENT_GROUP}",
         broker=";".join(f"kafka://{server.strip()}" for server in settings.kafka_bootstrap.split(",")),
         broker_credentials=_credentials(settings),
         broker_session_timeout=10.0,
         broker_heartbeat_interval=2.0,
-        broker_commit_interval=0.3,
         consumer_auto_offset_reset="earliest",
-        producer_max_request_size=DEAD_LETTER_BYTES,
-        producer_request_timeout=ACKNOWLEDGE_S,
+        stream_buffer_maxsize=WAITING_CHUNKS,
         store="memory://",
         table_standby_replicas=0,
         # Topics are made by `driftloop topics create`, not by whoever comes first.
@@ -276,32 +308,47 @@ def create_app(
         stream_wait_empty=False,
         web_enabled=False,
         datadir=settings.home / "faust",
+        Table=_DevicesTable,
     )
+    app.transport = ChunkTransport(app, frozenset([activity]), failed)
     table = app.Table(DEVICES_TABLE, partitions=partitions, key_type=bytes, value_type=bytes)
-    watcher = app.watcher = Watcher(app, settings, table, model_version)
+    table.failed = failed
+    watcher = app.watcher = Watcher(app, settings, table, model_version, kind or kind_of(settings))
 
-    activity = settings.topic(ACTIVITY)
+    def ending(work: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Coroutine[Any, Any, None]]:
+        """Faust lives on without a task that has failed, or acknowledges what it failed at."""
 
+        async def watched(*given: Any) -> None:
+            try:
+                await work(*given)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the process ends, and repeats what is not durable
+                failed(error)
+
+        return watched
+
+    @ending
     async def watch(stream: Any) -> None:
         async for event in stream.noack().events():
-            await watcher.take(event)
+            await watcher.take(event.value, event.message.partition, event.message.generation_id)
 
-    async def checkpoint() -> None:
-        await watcher.checkpoint()
-        if not app.rebalancing:
-            await watcher.position.tend()
+    @ending
+    async def tend(_: Any) -> None:
+        while not watcher.closed:
+            await watcher.tend()
 
     async def forget_on_revoke(app: Any, revoked: Any, **_: Any) -> None:
-        async with watcher.lock:  # as in `close`
+        reach("in-rebalance")
+        async with watcher.lock:  # what is being made durable is finished first
             watcher.forget()
 
     async def forget_on_recovery() -> None:
         watcher.forget()
-        owned = sorted(place.partition for place in app.consumer.assignment() if place.topic == activity)
-        log.info("agent.assigned", partitions=owned)
+        log.info("agent.assigned", partitions=watcher.assigned())
 
-    app.agent(watcher.activity, name="activity", concurrency=1)(watch)
-    app.timer(interval=settings.checkpoint_seconds)(checkpoint)
+    raw = {"key_type": bytes, "value_type": bytes, "key_serializer": "raw", "value_serializer": "raw"}
+    topic = app.topic(activity, schema=ChunkSchema(**raw))
+    app.agent(topic, name="activity", concurrency=1)(watch)
+    app.task(tend)
     app.on_partitions_revoked.connect(forget_on_revoke)
     table.on_recover(forget_on_recovery)
     return app, watcher

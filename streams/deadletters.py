@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from schemas.topology import DEAD_LETTER_BYTES
-from streams.gate import Record
+from streams.records import Record
 
 VERSION: Final = "1"
 MAX_REASON_BYTES: Final = 1024

@@ -1,37 +1,42 @@
-"""The agent's core: a run of raw records of one partition in, drift events, dead letters and new state out.
+"""The agent's core: a chunk of raw records of one partition in, drift events, dead letters and new state out.
 
-It knows nothing of Faust or Kafka clients. Processing the same records again, in runs of any length, gives the same
+It knows nothing of Faust or Kafka clients. Processing the same records again, in chunks of any length, gives the same
 events with the same ids and the same state: that is what makes a crash harmless.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from schemas.errors import Reject
-from schemas.events import DriftDetected, Position, event_id
-from streams.drift import Change, Detector
-from streams.gate import Decoded, Record, Rejection, accept, add, decode
-from streams.state import DeviceState
-from streams.windows import cut, joined
+import numpy as np
+
+from schemas.events import DriftDetected, Position, QualityDegraded, event_id
+from schemas.failpoints import reach
+from streams import state
+from streams.drift import Change, Detector, Kind
+from streams.gate import Rejection, decode_chunk
+from streams.intake import Buffered, Intake, Names
+from streams.quality import Degraded, Refused, refused_of
+from streams.records import Chunk
+from streams.windows import empty_readings, no_windows
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A drift event with its deterministic id."""
+    """An event of the drift topic with its deterministic id."""
 
     id: str
-    event: DriftDetected
+    event: DriftDetected | QualityDegraded
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a run of records led to. changed: devices whose state must be made durable before the run is committed."""
+    """What a chunk led to, apart from new state."""
 
     drifts: list[Drift] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
-    changed: dict[str, DeviceState] = field(default_factory=dict)
     readings: int = 0
     windows: int = 0
     duplicates: int = 0
@@ -41,7 +46,7 @@ class Processor:
     """Devices of one partition.
 
     load: a device's saved state, or None. fresh: a new detector. model_version: the version that serves now, if known;
-    it is told in events but decides nothing, so replays agree on ids.
+    it is told in events but decides nothing, so replays agree on ids. clock: seconds, to tell which devices are silent.
     """
 
     def __init__(
@@ -50,63 +55,99 @@ class Processor:
         partition: int,
         *,
         model: str,
-        load: Callable[[str], DeviceState | None],
-        fresh: Callable[[], Detector],
+        load: Callable[[str], bytes | None],
+        fresh: Kind,
         model_version: Callable[[], str | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.topic = topic
         self.partition = partition
         self.model = model
         self.load = load
         self.fresh = fresh
+        self.measure = fresh.measure
         self.model_version = model_version
-        self.devices: dict[str, DeviceState] = {}
+        self.clock = clock
+        self.intake = Intake(windowed=self.measure is not None)
+        self.names = Names(self._added)
+        self.detectors: list[Detector] = []
+        self.dirty: set[int] = set()
+        self.used: list[float] = []
 
-    def process(self, records: Sequence[Record]) -> Outcome:
-        """Take a run of records in offset order."""
-        outcome = Outcome()
-        by_device: dict[str, Decoded] = {}
-        for index, record in enumerate(records):
-            try:
-                message = decode(record)
-                state = self._state(message.device)
-                if record.offset <= state.last_offset:
-                    continue  # seen before a crash or a rebalance; its effects are durable
-                add(by_device.setdefault(message.device, Decoded()), message, index)
-            except Reject as reject:
-                outcome.rejections.append(Rejection(record, reject.reject_class, reject.reason))
-        for device, decoded in by_device.items():
-            self._advance(device, decoded, records, outcome)
+    def _added(self, device: str, row: int) -> None:
+        blob = self.load(device)
+        buffered, detector = state.decode(blob, self.fresh) if blob is not None else (None, self.fresh())
+        self.intake.reserve(row)
+        self.intake.restore(row, buffered or Buffered())
+        if row == len(self.detectors):
+            self.detectors.append(detector)
+            self.used.append(0.0)
+        else:
+            self.detectors[row] = detector
+
+    def process(self, chunk: Chunk) -> Outcome:
+        """Take a chunk, which comes in offset order."""
+        rows, rejections = decode_chunk(chunk, self.names)
+        reach("after-decode")
+        taken = self.intake.take(rows, chunk)
+        outcome = Outcome(
+            rejections=sorted([*rejections, *taken.rejections], key=lambda rejection: rejection.record.offset),
+            readings=len(taken.readings),
+            windows=len(taken.windows),
+            duplicates=taken.duplicates,
+        )
+        changed = taken.changed.tolist()
+        self.dirty.update(changed)
+        now = self.clock()
+        for row in changed:
+            self.used[row] = now
+        if self.measure is None:
+            nothing = no_windows()
+            bounds = taken.bounds.tolist()
+            for number, row in enumerate(taken.rows.tolist()):
+                readings = taken.readings.part(bounds[number], bounds[number + 1])
+                self._report(row, self.detectors[row].observe(readings, nothing), outcome)
+        else:
+            none, refused = empty_readings(), self._refused(outcome.rejections)
+            if len(taken.windows):
+                windows = replace(taken.windows, measures=self.measure(taken.windows.values))
+                firsts = np.flatnonzero(np.diff(taken.window_rows, prepend=-1)).tolist()
+                for first, end in zip(firsts, [*firsts[1:], len(windows)], strict=True):
+                    row = int(taken.window_rows[first])
+                    of_device = windows.chosen(slice(first, end))
+                    found = self.detectors[row].observe(none, of_device, refused.pop(row, ()))
+                    self._report(row, found, outcome)
+            for row, items in refused.items():
+                self._report(row, self.detectors[row].observe(none, no_windows(), items), outcome)
         outcome.drifts.sort(key=lambda drift: drift.event.position.offset)
-        outcome.rejections.sort(key=lambda rejection: rejection.record.offset)
+        reach("after-update")
         return outcome
 
-    def _state(self, device: str) -> DeviceState:
-        state = self.devices.get(device)
-        if state is None:
-            state = self.devices[device] = self.load(device) or DeviceState(self.fresh())
-        return state
+    def snapshot(self) -> dict[str, bytes]:
+        """The state of each device that has changed since the last snapshot."""
+        found = {self.names.by_row[row]: self._state(row) for row in sorted(self.dirty)}
+        self.dirty.clear()
+        return found
 
-    def _advance(self, device: str, decoded: Decoded, records: Sequence[Record], outcome: Outcome) -> None:
-        state = self._state(device)
-        if decoded.source:
-            passed = accept(decoded, records, state.last_ts, state.known)
-            windows, state.buffer = cut(joined([state.buffer, passed.readings]))
-            changes = state.detector.observe(passed.readings, windows)
-            state.known = passed.known
-            if len(passed.readings):
-                state.last_ts = float(passed.readings.ts[-1])
-            state.last_offset = records[decoded.source[-1]].offset
-            outcome.drifts += self._events(device, changes, state.detector.config)
-            outcome.rejections += passed.rejections
-            outcome.readings += len(passed.readings)
-            outcome.windows += len(windows)
-            outcome.duplicates += passed.duplicates
-            outcome.changed[device] = state
+    def silent(self, seconds: float) -> dict[str, bytes]:
+        """Forget devices that have sent nothing for so long and whose state is saved; their state, to load it again."""
+        before = self.clock() - seconds
+        rows = [row for row in self.names.values() if self.used[row] < before and row not in self.dirty]
+        found = {self.names.by_row[row]: self._state(row) for row in rows}
+        self.names.drop(rows)
+        for row in rows:
+            self.detectors[row] = self.fresh()  # lets go of the old one
+        return found
 
-    def _events(self, device: str, changes: list[Change], config: str) -> list[Drift]:
-        drifts = []
-        for change in changes:
+    def _state(self, row: int) -> bytes:
+        return state.encode(self.intake.buffered(row), self.detectors[row])
+
+    def _report(self, row: int, found: list[Change | Degraded], outcome: Outcome) -> None:
+        device, config = self.names.by_row[row], self.detectors[row].config
+        for change in found:
+            if isinstance(change, Degraded):
+                outcome.drifts.append(self._fault(device, change))
+                continue
             episode = event_id("episode", self.topic, self.partition, device, change.offset, change.ts, config)
             event = DriftDetected(
                 device=device,
@@ -127,6 +168,29 @@ class Processor:
                 model_version=self.model_version(),
                 episode=episode,
                 test=change.test,
+                estimate=change.estimate,
             )
-            drifts.append(Drift(event_id("drift", episode, change.feature, change.statistic), event))
-        return drifts
+            outcome.drifts.append(Drift(event_id("drift", episode, change.feature, change.statistic), event))
+
+    def _fault(self, device: str, fault: Degraded) -> Drift:
+        event = QualityDegraded(
+            device=device,
+            model=self.model,
+            channel=fault.channel,
+            fault=fault.fault,
+            ts=fault.ts,
+            position=Position(self.topic, self.partition, fault.offset),
+            ended=fault.ended,
+        )
+        about = (self.topic, self.partition, device, fault.channel, fault.fault, fault.offset, fault.ts, fault.ended)
+        return Drift(event_id("quality", *about), event)
+
+    def _refused(self, rejections: list[Rejection]) -> dict[int, list[Refused]]:
+        """What the gate refused of devices that are known, by row."""
+        found: dict[int, list[Refused]] = {}
+        for rejection in rejections:
+            item = refused_of(rejection.record.offset, rejection.reject_class, rejection.reason)
+            key = (rejection.record.key or b"").decode("ascii", "replace")
+            if item is not None and key in self.names:
+                found.setdefault(self.names[key], []).append(item)
+        return found

@@ -13,13 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from schemas.errors import Reject, Retry
+from schemas.errors import Retry
 from schemas.events import OffsetRange, TrainingWindow
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY
-from streams.gate import Decoded, Record, accept, add, decode, nothing_known
+from streams.gate import decode_chunk
+from streams.intake import Intake, Names
 from streams.kafka import is_transient, reader_config
-from streams.windows import Readings, Windows, cut, empty_readings, joined
+from streams.records import Record, chunk_of
+from streams.windows import Windows
 
 _RUN = 2_000  # records decoded at a time: memory stays bounded whatever the range
 
@@ -151,31 +153,20 @@ class _PartitionReader:
 
     def __init__(self, device: str | None) -> None:
         self.device = device
-        self.states: dict[str, tuple[float, Readings]] = {}
+        self.names = Names(lambda _, row: self.intake.reserve(row))
+        self.intake = Intake()
 
     def take(self, records: Sequence[Record], windows: dict[str, list[Windows]]) -> int:
-        by_device: dict[str, Decoded] = {}
-        for index, record in enumerate(records):
-            if self.device is not None and record.key != self.device.encode():
-                continue
-            try:
-                message = decode(record)
-                add(by_device.setdefault(message.device, Decoded()), message, index)
-            except Reject:
-                continue  # dead-lettered by the agent
-        rows = 0
-        for name, decoded in by_device.items():
-            if not decoded.source:
-                continue
-            last, buffer = self.states.get(name, (float("-inf"), empty_readings()))
-            passed = accept(decoded, records, last, nothing_known())  # a late reading is dropped here either way
-            found, rest = cut(joined([buffer, passed.readings]))
-            last = float(passed.readings.ts[-1]) if len(passed.readings) else last
-            self.states[name] = (last, rest)
-            windows.setdefault(name, []).append(found)
-            rows += len(passed.readings)
-        return rows
+        wanted = [record for record in records if self.device is None or record.key == self.device.encode()]
+        chunk = chunk_of(wanted)
+        rows, _ = decode_chunk(chunk, self.names)  # what is rejected the agent has dead-lettered
+        taken = self.intake.take(rows, chunk)
+        for row in taken.rows.tolist():
+            found = taken.windows.chosen(taken.window_rows == row)
+            windows.setdefault(self.names.by_row[row], []).append(found)
+        return len(taken.readings)
 
 
 def _joined_windows(parts: Sequence[Windows]) -> Windows:
-    return Windows(*(np.concatenate([getattr(part, name) for part in parts]) for name in Windows.__slots__))
+    columns = ([getattr(part, name) for part in parts] for name in Windows.__slots__ if name != "measures")
+    return Windows(*map(np.concatenate, columns))

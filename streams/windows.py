@@ -59,6 +59,7 @@ class Windows:
     values: (n, 128, 12) float64, columns as in `schemas.activity.CHANNEL_NAMES`, in rad, g and rad/s.
     start, end: (n,) event time of each window's first and last reading. first_offset, last_offset: their offsets.
     labels: (n,) the activity's code if all readings of the window carry the same label, else NO_LABEL.
+    measures: (n, k) what a detector looks at instead of values (`streams.drift.Detector.measure`), once it is made.
     """
 
     values: Floats
@@ -67,19 +68,34 @@ class Windows:
     first_offset: Ints
     last_offset: Ints
     labels: Ints
+    measures: Floats | None = None
 
     def __len__(self) -> int:
         return len(self.start)
 
     def chosen(self, rows: NDArray[np.bool_] | Ints | slice) -> Windows:
         """The windows that a mask, an index or a slice names."""
-        return Windows(*(getattr(self, name)[rows] for name in self.__slots__))
+        return Windows(
+            self.values[rows],
+            self.start[rows],
+            self.end[rows],
+            self.first_offset[rows],
+            self.last_offset[rows],
+            self.labels[rows],
+            None if self.measures is None else self.measures[rows],
+        )
 
 
 def empty_readings() -> Readings:
     """No readings, in the right shapes."""
     none = np.empty(0, np.int64)
     return Readings(np.empty(0), np.empty((0, len(CHANNEL_NAMES))), none, none)
+
+
+def no_windows() -> Windows:
+    """No windows, in the right shapes."""
+    none = np.empty(0, np.int64)
+    return Windows(np.empty((0, WINDOW, len(CHANNEL_NAMES))), np.empty(0), np.empty(0), none, none, none)
 
 
 def joined(parts: list[Readings]) -> Readings:
@@ -131,8 +147,7 @@ def cut(buffered: Readings) -> tuple[Windows, Readings]:
 
 def _windows_at(readings: Readings, starts: Ints) -> Windows:
     if not len(starts):
-        none = np.empty(0, np.int64)
-        return Windows(np.empty((0, WINDOW, len(CHANNEL_NAMES))), np.empty(0), np.empty(0), none, none, none)
+        return no_windows()
     values = sliding_window_view(readings.values, WINDOW, axis=0)[starts].transpose(0, 2, 1)
     labels = sliding_window_view(readings.labels, WINDOW)[starts]
     last = starts + WINDOW - 1

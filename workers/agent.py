@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import sys
 import threading
 import time
+from typing import Final, NoReturn
 
 import faust
 import structlog
@@ -14,11 +18,20 @@ from schemas.errors import Retry
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY
 from streams.agent import create_app
+from streams.confirmed import Confirmed
 from streams.current_model import CurrentModel
+from streams.detectors import kind_of
 from streams.kafka import client_config
+from streams.watchdog import PartitionOffsets, Watchdog
+from workers.profiles import Profiles
 from workers.startup import begin, stop_on_signals, wait_for_topics
 
 log = structlog.get_logger()
+
+# EX_SOFTWARE of sysexits.h: an internal error, as a supervisor's log shows it.
+STOPPED_EXIT_CODE: Final = 70
+# How long a start waits for the profile of the model in service; after that it goes on without, and takes it later.
+PROFILE_WAIT_S: Final = 20.0
 
 
 def run(settings: Settings) -> None:
@@ -34,8 +47,12 @@ def run(settings: Settings) -> None:
     except (KafkaException, KeyError) as error:
         raise Retry(f"partitions of {topic}: {error}") from error
     settings.home.mkdir(parents=True, exist_ok=True)
-    current = CurrentModel(settings).start()
-    app, watcher = create_app(settings, partitions, lambda: current.version)
+    kind = kind_of(settings)
+    profiles = Profiles(settings, kind).start() if isinstance(kind, Confirmed) else None
+    current = CurrentModel(settings, profiles.follow if profiles else lambda _: None).start()
+    if profiles is not None and current.caught_up.wait(PROFILE_WAIT_S) and current.version is not None:
+        profiles.settled.wait(PROFILE_WAIT_S)  # so that a restart goes on with what was in force before
+    app, watcher = create_app(settings, partitions, lambda: current.version, kind=kind, failed=end)
     health.doing = "watching"
     health.ready = lambda: watcher.ready
 
@@ -46,8 +63,18 @@ def run(settings: Settings) -> None:
             time.sleep(1)
 
     threading.Thread(target=watch_turns, name="turns", daemon=True).start()
+    Watchdog(PartitionOffsets(settings), lambda: watcher.owned, settings.stall_seconds, end).start()
     log.info("agent.starting", partitions=partitions, detector=settings.detector)
     # The worker installs its own SIGTERM: stop fetching, commit, leave the group.
     faust.Worker(
         app, override_logging=False, redirect_stdouts=False, quiet=True, loglevel="WARN"
     ).execute_from_commandline()
+
+
+def end(error: BaseException) -> NoReturn:
+    """End the process at once: what is durable is right, and what is not is done again by the next one."""
+    log.critical("agent.stopped", error=str(error) or repr(error), exc_info=error)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(STOPPED_EXIT_CODE)

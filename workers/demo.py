@@ -100,7 +100,11 @@ class _Demo:
             self.settings = stacks.start(
                 self.settings,
                 lambda text: None if text.startswith("created") else self._say(text),
-                {"DRIFTLOOP_FIRST_WINDOWS": str(wanted), "DRIFTLOOP_RECENT_WINDOWS": "240"},
+                {
+                    "DRIFTLOOP_FIRST_WINDOWS": str(wanted),
+                    "DRIFTLOOP_RECENT_WINDOWS": "240",
+                    "DRIFTLOOP_CALIBRATION_SECONDS": "300",
+                },
             )
         report.page = self.settings.monitor_url
         self._say(f"see it at [bold]{report.page}[/]")

@@ -22,8 +22,8 @@ from schemas.errors import Reject, Retry, Stop
 from schemas.settings import Settings
 from schemas.topology import Topic, dead_letters
 from streams.deadletters import dead_letter_headers
-from streams.gate import Record
 from streams.kafka import backoff, client_config, is_transient, producer_config
+from streams.records import Record
 from workers.health import Health
 
 log = structlog.get_logger()

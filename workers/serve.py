@@ -15,8 +15,10 @@ from deploy.serving import create_app, listen, served
 from schemas.activity import CHANNEL_NAMES, ROTATION, Reading
 from schemas.errors import Reject
 from streams.features import FEATURES, FEATURES_WITHOUT_ROTATION, features
-from streams.gate import Decoded, Record, accept, add, nothing_known
-from streams.windows import Floats, cut
+from streams.gate import rows_of
+from streams.intake import Intake, Names
+from streams.records import Record, chunk_of
+from streams.windows import Floats
 
 _NEED_ROTATION: Final = "the model was trained with rotationRate; send it with every reading"
 
@@ -29,20 +31,19 @@ def featurise(readings: list[Reading], columns: tuple[str, ...]) -> tuple[Floats
     devices = {reading.device for reading in readings}
     if len(devices) > 1:
         raise Reject("schema", f"readings: of {len(devices)} devices; windows are of one")
-    decoded, records = Decoded(), [Record(index, None, None, None) for index in range(len(readings))]
-    for index, reading in enumerate(readings):
-        add(decoded, reading, index)
-    passed = accept(decoded, records, float("-inf"), nothing_known())
-    for rejection in passed.rejections:
+    chunk = chunk_of([Record(index, None, None, None) for index in range(len(readings))])
+    names, intake = Names(), Intake()
+    taken = intake.take(rows_of(readings, names), chunk)
+    for rejection in taken.rejections:
         field, _, problem = rejection.reason.partition(" ")
         where = f"readings[{rejection.record.offset}].{field}"
         raise Reject(rejection.reject_class, f"{where}: {problem or 'must be finite'}")
-    windows, _ = cut(passed.readings)
-    lacking = np.isnan(passed.readings.values[:, ROTATION]).any(1)
+    windows, accepted = taken.windows, taken.readings
+    lacking = np.isnan(accepted.values[:, ROTATION]).any(1)
     if lacking.any() and not set(columns) <= set(FEATURES_WITHOUT_ROTATION):
         row = int(lacking.argmax())
-        channel = CHANNEL_NAMES[ROTATION][int(np.isnan(passed.readings.values[row, ROTATION]).argmax())]
-        raise Reject("schema", f"readings[{passed.readings.offsets[row]}].{channel}: {_NEED_ROTATION}")
+        channel = CHANNEL_NAMES[ROTATION][int(np.isnan(accepted.values[row, ROTATION]).argmax())]
+        raise Reject("schema", f"readings[{accepted.offsets[row]}].{channel}: {_NEED_ROTATION}")
     if not len(windows):
         return np.empty(0), np.empty((0, len(columns)))
     return windows.start, features(windows.values, columns)

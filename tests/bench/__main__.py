@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-for program in sorted(
-    path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in ("__main__", "report")
-):
-    subprocess.run([sys.executable, "-m", f"tests.bench.{program}"], check=True)
+for path in sorted(Path(__file__).parent.glob("*.py")):
+    if path.name != "__main__.py" and 'if __name__ == "__main__":' in path.read_text():
+        subprocess.run([sys.executable, "-m", f"tests.bench.{path.stem}"], check=True)

@@ -3,11 +3,10 @@
 import time
 
 from streams.detectors import DETECTORS
-from streams.gate import Record
 from streams.processor import Processor
 from streams.producer import messages
+from streams.records import Record, chunk_of
 from streams.simulator import simulate
-from streams.state import encode
 from tests.bench.report import Measurement, parser, show
 
 RUN = 1_000  # records handed over at a time
@@ -20,11 +19,11 @@ def measure(detector: str, batch: int, devices: int, seconds: float) -> dict[str
     processor = Processor("activity", 0, model="activity", load=lambda _: None, fresh=DETECTORS[detector])
     begun, readings, drifts = time.process_time(), 0, 0
     for start in range(0, len(records), RUN):
-        outcome = processor.process(records[start : start + RUN])
+        outcome = processor.process(chunk_of(records[start : start + RUN]))
         readings += outcome.readings
         drifts += len(outcome.drifts)
     spent = time.process_time() - begun
-    sizes = [len(encode(state)) for state in processor.devices.values()]
+    sizes = [len(state) for state in processor.snapshot().values()]
     return {
         "detector": detector,
         "readings_a_message": batch,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,12 +18,13 @@ from schemas.settings import Settings
 from schemas.topology import ACTIVITY, AGENT_GROUP, DRIFT, Topic, dead_letters
 from streams.detectors import DETECTORS
 from streams.eventlog import read_events
-from streams.gate import Record
 from streams.kafka import client_config, producer_config, reader_config
 from streams.processor import Outcome, Processor
+from streams.records import Record, chunk_of
 
 ROOT = Path(__file__).parents[2]
 DEAD_LETTERS = dead_letters(ACTIVITY)
+AGENT = ("-m", "workers.cli", "run", "agent")
 _Answer = TypeVar("_Answer")
 
 
@@ -37,9 +38,12 @@ def eventually(ask: Callable[[], _Answer], seconds: float = 40, what: str = "it"
 
 
 class Agent:
-    """`driftloop run agent` in a process of its own, with these settings; more: as environment variables."""
+    """`driftloop run agent` in a process of its own, with these settings; more: as environment variables.
 
-    def __init__(self, settings: Settings, **more: str) -> None:
+    program: what to run instead, as arguments for Python.
+    """
+
+    def __init__(self, settings: Settings, program: Sequence[str] = AGENT, **more: str) -> None:
         settings.home.mkdir(parents=True, exist_ok=True)
         self.log_file = settings.home / f"agent-{time.monotonic_ns()}.log"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("DRIFTLOOP_")}
@@ -52,7 +56,7 @@ class Agent:
         }
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "workers.cli", "run", "agent"],
+                [sys.executable, *program],
                 env=environment | more,
                 stdout=log,
                 stderr=log,
@@ -150,7 +154,7 @@ def truth(settings: Settings) -> Outcome:
             load=lambda _: None,
             fresh=DETECTORS[settings.detector],
         )
-        outcome = processor.process(records)
+        outcome = processor.process(chunk_of(records))
         whole.drifts += outcome.drifts
         whole.rejections += outcome.rejections
     return whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from schemas.topology import ACCEPTED_BYTES, DEAD_LETTER_BYTES
 from streams.deadletters import MAX_REASON_BYTES, dead_letter_headers, fitting
-from streams.gate import Record
+from streams.records import Record
 
 
 def test_headers_tell_where_a_dead_letter_came_from_and_why():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -21,18 +22,10 @@ from schemas.activity import (
     ROTATION,
 )
 from schemas.errors import Reject
-from streams.gate import (
-    KNOWN_READINGS,
-    MAX_AHEAD_S,
-    MAX_TS,
-    Decoded,
-    Record,
-    accept,
-    add,
-    decode,
-    nothing_known,
-)
-from streams.windows import LABEL_CODES, NO_LABEL
+from streams.gate import KNOWN_READINGS, MAX_AHEAD_S, MAX_TS, Rejection, decode, decode_chunk
+from streams.intake import Buffered, Intake, Names
+from streams.records import Record, chunk_of
+from streams.windows import LABEL_CODES, NO_LABEL, Readings
 
 NOW = 1.7e9
 REQUIRED = [channel.name for channel in CHANNELS if channel.required]
@@ -59,24 +52,35 @@ def with_raw(message, **raw):
     return text.encode()
 
 
-def passed(*values, key=b"phone-07", timestamp=NOW, last_ts=-math.inf, known=None):
-    """What comes through of records with these values, taken as one run."""
-    records = [
-        Record(offset, timestamp, key, value if isinstance(value, bytes | None) else json.dumps(value).encode())
-        for offset, value in enumerate(values)
-    ]
-    decoded = Decoded()
-    for index, record in enumerate(records):
-        add(decoded, decode(record), index)
-    return accept(decoded, records, last_ts, nothing_known() if known is None else known)
+@dataclass
+class Passed:
+    """What came through, and what did not."""
+
+    readings: Readings
+    rejections: list[Rejection]
+    duplicates: int
+    buffered: Buffered
+
+
+def passed(*values, key=b"phone-07", timestamp=NOW, after=None):
+    """What comes through of records with these values, taken as one chunk; after: what the device has sent before."""
+    chunk = chunk_of(
+        [
+            Record(offset, timestamp, key, value if isinstance(value, bytes | None) else json.dumps(value).encode())
+            for offset, value in enumerate(values, after.last_offset + 1 if after else 0)
+        ]
+    )
+    intake, names = Intake(), Names()
+    rows, rejections = decode_chunk(chunk, names)
+    if after is not None:
+        intake.restore(0, after)
+    taken = intake.take(rows, chunk)
+    return Passed(taken.readings, [*rejections, *taken.rejections], taken.duplicates, intake.buffered(0))
 
 
 def reject_of(value, **more):
     """Class and reason of the one rejection that a lone record leads to; None if it passes."""
-    try:
-        rejections = passed(value, **more).rejections
-    except Reject as reject:
-        return reject.reject_class, reject.reason
+    rejections = passed(value, **more).rejections
     assert len(rejections) <= 1
     return (rejections[0].reject_class, rejections[0].reason) if rejections else None
 
@@ -324,9 +328,9 @@ def test_a_whole_batch_sent_again_is_dropped_in_this_run_or_a_later_one():
     together = passed(whole, whole)
     assert (len(together.readings), together.duplicates, together.rejections) == (1000, 1000, [])
     first = passed(whole)
-    again = passed(whole, last_ts=float(first.readings.ts[-1]), known=first.known)
+    again = passed(whole, after=first.buffered)
     assert (len(again.readings), again.duplicates, again.rejections) == (0, 1000, [])
-    assert len(again.known) == KNOWN_READINGS
+    assert len(again.buffered.known) == KNOWN_READINGS
 
 
 @pytest.mark.parametrize(
@@ -413,14 +417,12 @@ bitten = st.builds(
 def test_no_bytes_raise_anything_but_a_reject_or_let_an_impossible_value_through(value, key):
     """Anything else would stop the agent at that record, again after every restart."""
     record = Record(5, NOW, key, value)
-    decoded = Decoded()
     try:
-        add(decoded, decode(record), 0)
-        found = accept(decoded, [record], -math.inf, nothing_known())
+        decode(record)
     except Reject as reject:
         assert reject.reject_class in REJECT_CLASSES
         assert reject.reason
-        return
+    found = passed(value, key=key)
     assert {item.reject_class for item in found.rejections} <= set(REJECT_CLASSES)
     assert len(found.rejections) <= 1
     for channel, column in zip(CHANNELS, found.readings.values.T, strict=True):

@@ -1,0 +1,32 @@
+"""`python -m tests.chaos.frozen NAME:NTH`: the agent, which stops itself (SIGSTOP) at a named point and may be woken.
+
+A process that hangs past its session and then goes on is the one that writes when it no longer may.
+"""
+
+import os
+import signal
+import sys
+
+from schemas import failpoints
+
+
+def main() -> None:
+    name, _, nth = sys.argv[1].partition(":")
+    left = int(nth or 1)
+
+    def reach(reached: str) -> None:
+        nonlocal left
+        if reached == name:
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+    failpoints.reach = reach  # before any module that reaches points has taken it
+    sys.argv[1:] = ["run", "agent"]
+    from workers.cli import main as cli
+
+    cli()
+
+
+if __name__ == "__main__":
+    main()
