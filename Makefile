@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PEERS  := .venv-bench
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench lock contracts clean
+.PHONY: help demo test check bench secrets lock contracts clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,6 +27,12 @@ bench: $(VENV)/dev.stamp $(PEERS)/stamp  ## the measurements behind the README's
 
 contracts: $(VENV)/run.stamp  ## JSON Schemas, AsyncAPI and golden examples, from the code
 	$(BIN)/python -m schemas.generate
+
+secrets: .secrets/postgres_password .secrets/monitor_token .secrets/grafana_password  ## random ones for docker compose
+
+.secrets/%:
+	@mkdir -p .secrets && chmod 711 .secrets
+	@$(PYTHON) -c "import secrets; print(secrets.token_hex(24), end='')" > $@ && chmod 644 $@
 
 lock:  ## the hash-locked requirements, anew from pyproject.toml (needs uv)
 	uv pip compile -q --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra build -o requirements.txt pyproject.toml

@@ -12,15 +12,18 @@ import yaml
 
 from schemas.activity import REJECT_CLASSES, Reading, ReadingBatch
 from schemas.envelope import encode
-from schemas.events import EVENT_TYPES
-from schemas.examples import EVENTS, READINGS
+from schemas.events import EVENT_TYPES, WindowStatistics
+from schemas.examples import EVENTS, PLAIN
+from schemas.metrics import METRICS
 from schemas.settings import Settings, variable
-from schemas.topology import AGENT_STATE, DEAD_LETTER_TOPICS, TOPICS, Topic
+from schemas.topology import DEAD_LETTER_TOPICS, TOPICS, Topic
 
 Json = dict[str, Any]
 
 READING_TYPES: Final[dict[str, type]] = {"reading": Reading, "reading-batch": ReadingBatch}
-CONTRACT_TYPES: Final[dict[str, type]] = {**EVENT_TYPES, **READING_TYPES}
+# Plain JSON, keyed by its device, without an envelope.
+PLAIN_TYPES: Final[dict[str, type]] = {**READING_TYPES, "window-statistics": WindowStatistics}
+CONTRACT_TYPES: Final[dict[str, type]] = {**EVENT_TYPES, **PLAIN_TYPES}
 _NUMERIC_CONFIG: Final = ("retention.ms", "max.message.bytes")
 _KAFKA_BINDING: Final = {"bindingVersion": "0.5.0"}
 
@@ -105,7 +108,7 @@ def asyncapi() -> Json:
         },
         "components": {
             "messages": {
-                **{cls.__name__: _reading_message(name, cls) for name, cls in READING_TYPES.items()},
+                **{cls.__name__: _reading_message(name, cls) for name, cls in PLAIN_TYPES.items()},
                 **{cls.__name__: _event_message(name, cls) for name, cls in EVENT_TYPES.items()},
                 "DeadLetter": _dead_letter_message(),
             }
@@ -161,7 +164,7 @@ def _reading_message(name: str, cls: type) -> Json:
         "contentType": "application/json",
         "payload": {"$ref": f"./json/{name}.json"},
         "bindings": _key("Device id, the same as in the value."),
-        "examples": [{"payload": msgspec.to_builtins(READINGS[name])}],
+        "examples": [{"payload": msgspec.to_builtins(PLAIN[name])}],
     }
 
 
@@ -217,7 +220,7 @@ def generated_files() -> dict[str, str]:
 def golden_files() -> dict[str, str]:
     """Name under `tests/contract/golden/` → text of every golden file that today's code can write."""
     golden = {name: _golden(*encode(EVENTS[name])) for name in EVENT_TYPES}
-    golden |= {name: _golden(r.device.encode(), msgspec.json.encode(r), []) for name, r in READINGS.items()}
+    golden |= {name: _golden(r.device.encode(), msgspec.json.encode(r), []) for name, r in PLAIN.items()}
     return {f"{name}.json": text for name, text in golden.items()}
 
 
@@ -241,9 +244,9 @@ def topics_table() -> str:
     """The topics as a Markdown table for the README."""
     rows = ["| topic | carries | key | from → to | partitions | kept |", "|---|---|---|---|---|---|"]
     for topic in TOPICS:
-        carries = ", ".join(f"`{cls.__name__}`" for cls in topic.carries) or "raw bytes"
-        if topic is AGENT_STATE:
-            carries = "the agent's state (internal)"
+        carries = ", ".join(f"`{cls.__name__}`" for cls in topic.carries) or "internal"
+        if topic in DEAD_LETTER_TOPICS:
+            carries = "raw bytes"
         way = f"{', '.join(topic.written_by)} → {', '.join(topic.read_by)}"
         rows.append(f"| `{topic.name}` | {carries} | {topic.key} | {way} | {topic.partitions} | {_kept(topic)} |")
     return "\n".join(rows) + "\n"
@@ -254,7 +257,17 @@ def _kept(topic: Topic) -> str:
         return "the last of each key"
     if topic.retention_ms is None:
         return "as the broker says"
-    return "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms // (24 * 3600 * 1000)} days"
+    hours = topic.retention_ms // 3_600_000
+    return "for ever" if hours < 0 else f"{hours // 24} days" if hours >= 24 else f"{hours} hours"
+
+
+def metrics_table() -> str:
+    """The metrics as a Markdown table for the README."""
+    rows = ["| metric | kind | unit | labels | of | meaning |", "|---|---|---|---|---|---|"]
+    for each in METRICS:
+        labels = ", ".join(f"`{label}`" for label in each.labels)
+        rows.append(f"| `{each.name}` | {each.kind} | {each.unit} | {labels} | {each.process} | {each.help} |")
+    return "\n".join(rows) + "\n"
 
 
 def settings_table() -> str:

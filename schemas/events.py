@@ -184,6 +184,20 @@ class DecisionMade(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     numbers: dict[str, float] | None = None
 
 
+class WindowStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """What the detector sees of some windows of one device, oldest first; plain JSON without an envelope.
+
+    ends: event time of each window's last reading. statistics: names of the columns, as `feature kind`. values: a row
+    for each window, in the statistic's unit. activities: what each window was labelled, if it was.
+    """
+
+    device: str
+    statistics: list[str]
+    ends: list[Ts]
+    values: list[list[float]]
+    activities: list[Activity | None]
+
+
 Event = DriftDetected | QualityDegraded | ModelRegistered | SwitchRequested | ModelDeployed | DecisionMade
 
 EVENT_TYPES: Final[dict[str, type[Event]]] = {

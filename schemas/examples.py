@@ -22,6 +22,7 @@ from schemas.events import (
     Smoke,
     SwitchRequested,
     TrainingWindow,
+    WindowStatistics,
     event_id,
 )
 
@@ -183,4 +184,12 @@ READING_BATCH: Final = ReadingBatch(
     subject="7",
     act=["wlk", None],
 )
+WINDOW_STATISTICS: Final = WindowStatistics(
+    device="phone-07",
+    statistics=["userAcceleration.x mean", "userAcceleration.x log-sd"],
+    ends=[1700000002.56, 1700000007.68],
+    values=[[0.04, -1.2], [0.05, -1.1]],
+    activities=["wlk", None],
+)
 READINGS: Final[dict[str, Reading | ReadingBatch]] = {"reading": READING, "reading-batch": READING_BATCH}
+PLAIN: Final = {**READINGS, "window-statistics": WINDOW_STATISTICS}

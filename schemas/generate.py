@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from schemas.contracts import generated_files, golden_files, settings_table, topics_table
+from schemas.contracts import generated_files, golden_files, metrics_table, settings_table, topics_table
 
 ROOT = Path(__file__).parent.parent
-_TABLES: Final = {"topics": topics_table, "settings": settings_table}
+_TABLES: Final = {"topics": topics_table, "settings": settings_table, "metrics": metrics_table}
 
 
 def differing(root: Path = ROOT) -> list[str]:

@@ -17,6 +17,7 @@ from schemas.topology import Topic
 
 STACK_ENV = "stack.env"
 _THEIR_NAMES = {"mlflow_tracking_uri": "MLFLOW_TRACKING_URI", "aci_subscription": "AZURE_SUBSCRIPTION_ID"}
+SECRETS = Path("/run/secrets")
 ModelName = Annotated[str, Field(pattern=r"^[a-z0-9-]{1,64}$")]
 
 
@@ -153,7 +154,24 @@ class Settings(BaseSettings):
     azure_ca: Path | None = Field(
         None, description="PEM file of the authority of azure_endpoint, if it is not a public one"
     )
-    health_port: int = Field(0, ge=0, le=65535, description="port of a process's /live and /ready; 0: none")
+    health_port: int = Field(0, ge=0, le=65535, description="port of a process's /live, /ready, /metrics; 0: none")
+    health_host: str = Field("127.0.0.1", description="address that they listen on")
+
+    monitor_host: str = Field("127.0.0.1", description="address of the monitor's page; another one needs a token")
+    monitor_port: int = Field(0, ge=0, le=65535, description="its port; 0: the stack chooses a free one and keeps it")
+    monitor_token: SecretStr | None = Field(None, description="what one must know to see the page, at least 16 letters")
+    monitor_names: str = Field("", description="host names, by commas, that the page may be asked for under")
+    monitor_tls_cert: Path | None = Field(None, description="PEM file of the page's certificate chain")
+    monitor_tls_key: Path | None = Field(None, description="PEM file of its key")
+    monitor_plain: bool = Field(False, description="true: no TLS although not on loopback; a proxy before it has it")
+    monitor_actions: bool = Field(False, description="true: the page may replay dead letters")
+    monitor_groups: str | None = Field(
+        None, description="regular expression of groups to watch besides ours; unset: all"
+    )
+    monitor_seconds: float = Field(2, ge=0.5, description="time between two looks at lag")
+    monitor_history_days: float = Field(7, gt=0, description="how long the monitor keeps its history")
+    processes: str = Field("", description="name=http://host:port,… of processes that the stack does not run itself")
+    device_statistics: int = Field(50, ge=0, description="devices whose window statistics an agent shows; 0: none")
 
     def topic(self, topic: Topic) -> str:
         """The topic's name on this cluster."""
@@ -163,6 +181,14 @@ class Settings(BaseSettings):
     def trusted_folder(self) -> Path:
         """Where the public keys are that models are accepted from."""
         return self.trusted_keys or self.home / "keys" / "trusted"
+
+    @property
+    def monitor_url(self) -> str:
+        """The address of the monitor's page, as seen from this machine."""
+        host = "127.0.0.1" if self.monitor_host in ("0.0.0.0", "::") else self.monitor_host  # noqa: S104
+        return (
+            f"http{'s' if self.monitor_tls_cert else ''}://{f'[{host}]' if ':' in host else host}:{self.monitor_port}"
+        )
 
     @property
     def router_url(self) -> str:
@@ -182,7 +208,9 @@ def load_settings(**overrides: Any) -> Settings:
     """
     try:
         home = Settings(_env_file=".env", **overrides).home  # type: ignore[call-arg]  # pydantic-settings' own argument
-        return Settings(_env_file=(home / STACK_ENV, ".env"), **overrides)  # type: ignore[call-arg]
+        # A container's secrets are files, each named as its variable.
+        secrets = SECRETS if SECRETS.is_dir() else None
+        return Settings(_env_file=(home / STACK_ENV, ".env"), _secrets_dir=secrets, **overrides)  # type: ignore[call-arg]
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]) if first["loc"] else "settings"

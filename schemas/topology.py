@@ -13,9 +13,11 @@ from schemas.events import (
     ModelRegistered,
     QualityDegraded,
     SwitchRequested,
+    WindowStatistics,
 )
 
-_DAY_MS: Final = 24 * 3600 * 1000
+_HOUR_MS: Final = 3600 * 1000
+_DAY_MS: Final = 24 * _HOUR_MS
 # The broker takes what is far too big, so that the agent can dead-letter it with its reason; raw bytes and the dead
 # letter's headers then have to fit into the dead-letter topic.
 ACCEPTED_BYTES: Final = 32 * 1024 * 1024
@@ -27,7 +29,7 @@ class Topic:
     """One topic. key: what its records are keyed by. retention_ms: -1 keeps for ever; None is the broker's default."""
 
     name: str
-    key: Literal["device", "model", "as received"]
+    key: Literal["device", "model", "letter", "as received"]
     carries: tuple[type, ...]
     written_by: tuple[str, ...]
     read_by: tuple[str, ...]
@@ -79,6 +81,12 @@ DEPLOYED: Final = Topic("deployed", "model", (ModelDeployed,), ("deploy",), ("mo
 CURRENT_MODEL: Final = Topic(
     "current-model", "model", (ModelDeployed,), ("deploy",), ("router", "agent", "retrain"), cleanup="compact"
 )
+# Of a bounded number of devices, for people to look at; nothing is decided by it.
+DEVICE_STATISTICS: Final = Topic(
+    "device-statistics", "device", (WindowStatistics,), ("agent",), ("monitor",), retention_ms=6 * _HOUR_MS
+)
+# Which dead letters were sent again, so that none is sent twice.
+REPLAYS: Final = Topic("dlq-replays", "letter", (), ("operators",), ("operators",), cleanup="compact")
 # Faust names a table's changelog <app id>-<table>-changelog.
 DEVICES_TABLE: Final = "devices"
 AGENT_STATE: Final = Topic(
@@ -110,4 +118,12 @@ def dead_letters(topic: Topic) -> Topic:
 
 EVENT_TOPICS: Final = (DRIFT, DECISIONS, MODEL_REGISTERED, DEPLOYED)
 DEAD_LETTER_TOPICS: Final = tuple(map(dead_letters, (ACTIVITY, DRIFT, MODEL_REGISTERED)))
-TOPICS: Final = (ACTIVITY, *EVENT_TOPICS, CURRENT_MODEL, *DEAD_LETTER_TOPICS, AGENT_STATE)
+TOPICS: Final = (
+    ACTIVITY,
+    *EVENT_TOPICS,
+    CURRENT_MODEL,
+    DEVICE_STATISTICS,
+    *DEAD_LETTER_TOPICS,
+    REPLAYS,
+    AGENT_STATE,
+)

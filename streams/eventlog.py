@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -46,11 +46,36 @@ def read_events(
     only at the start, later it is waited for.
     """
     names = {settings.topic(topic): topic for topic in topics}
+    for message in read_records(settings, topics, follow=follow, since=since, stopping=stopping):
+        if message is None:
+            yield None
+        elif (logged := _logged(message, names[message.topic()])) is not None:
+            yield logged
+
+
+def read_records(
+    settings: Settings,
+    topics: Sequence[Topic],
+    *,
+    follow: bool = False,
+    since: float | None = None,
+    newest: int | None = None,
+    places: Mapping[tuple[str, int], int] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> Iterator[Message | None]:
+    """The same for raw records. newest: only so many offsets of each partition. places: (topic's name, partition) →
+    offset to begin at, where known.
+    """
+    names = {settings.topic(topic) for topic in topics}
     consumer = Consumer(reader_config(settings, **{"auto.offset.reset": "earliest", "enable.partition.eof": True}))
     try:
-        places = _places(consumer, names, since)
-        consumer.assign(places)
-        ahead = {(place.topic, place.partition) for place in places}
+        begin = _places(consumer, names, since)
+        if newest is not None:
+            begin = [_newest(consumer, place, newest) for place in begin]
+        for place in begin:
+            place.offset = (places or {}).get((place.topic, place.partition), place.offset)
+        consumer.assign(begin)
+        ahead = {(place.topic, place.partition) for place in begin}
         heard = time.monotonic()
         while (ahead or follow) and not stopping():
             message = consumer.poll(0.5)
@@ -62,9 +87,7 @@ def read_events(
                 if follow:
                     yield None
             elif message.error() is None:
-                logged = _logged(message, names[message.topic()])
-                if logged is not None:
-                    yield logged
+                yield message
             elif message.error().code() == KafkaError._PARTITION_EOF:
                 ahead.discard((message.topic(), message.partition()))
             else:
@@ -75,7 +98,7 @@ def read_events(
         consumer.close()
 
 
-def _places(consumer: Consumer, names: dict[str, Topic], since: float | None) -> list[TopicPartition]:
+def _places(consumer: Consumer, names: Iterable[str], since: float | None) -> list[TopicPartition]:
     metadata = consumer.list_topics(timeout=10).topics
     missing = [name for name in names if name not in metadata]
     if missing:
@@ -85,6 +108,11 @@ def _places(consumer: Consumer, names: dict[str, Topic], since: float | None) ->
         return places
     asked = [TopicPartition(place.topic, place.partition, round(since * 1000)) for place in places]
     return list(consumer.offsets_for_times(asked, timeout=10))
+
+
+def _newest(consumer: Consumer, place: TopicPartition, count: int) -> TopicPartition:
+    start, end = consumer.get_watermark_offsets(place, timeout=10)
+    return TopicPartition(place.topic, place.partition, max(start, end - count))
 
 
 def _logged(message: Message, topic: Topic) -> Logged | None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 FINDING = 1
 WRONG_USE = 2
 BROKER_S = 10.0
+PIPE_COLUMNS = 200
 
 app = typer.Typer(
     name="driftloop",
@@ -38,6 +39,8 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(config_app, name="config")
 model_app = typer.Typer(help="Versions, and a hand on the wheel.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+dlq_app = typer.Typer(help="Dead letters: records that could not be used.", no_args_is_help=True)
+app.add_typer(dlq_app, name="dlq")
 
 AsJson = Annotated[bool, typer.Option("--json", help="facts as JSON instead of words")]
 
@@ -79,7 +82,8 @@ def _console() -> Console:
     from rich.console import Console
 
     # A pipe or a file gets each event as one line.
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    on_screen = sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=not on_screen, width=None if on_screen else PIPE_COLUMNS)
 
 
 @app.command()
@@ -99,7 +103,8 @@ def up() -> None:
     """Start the one-machine stack and leave it running: Kafka, MLflow and our processes."""
     from workers.stack import start
 
-    start(_settings(), _console().print)
+    settings = start(_settings(), _console().print)
+    _console().print(f"\nSee it at [bold]{settings.monitor_url}[/]: lag, drift, models and devices.")
 
 
 @app.command()
@@ -294,12 +299,15 @@ def backtest(
 
 @app.command()
 def run(
-    process: Annotated[Literal["agent", "retrain", "deploy", "router"], typer.Argument(help="which one")],
+    process: Annotated[Literal["agent", "retrain", "deploy", "router", "monitor"], typer.Argument(help="which one")],
+    allow_actions: Annotated[bool, typer.Option(help="monitor: its page may replay dead letters")] = False,
 ) -> None:
     """One process in the foreground; SIGTERM stops it cleanly."""
     from importlib import import_module
 
     settings = _settings()
+    if allow_actions:
+        settings = settings.model_copy(update={"monitor_actions": True})
     sys.argv = sys.argv[:1]  # Faust reads it
     import_module(f"workers.{process}").run(settings)
 
@@ -328,6 +336,143 @@ def events(
             print(json.dumps(plain(logged)), flush=True)
         else:
             console.print(line(logged), soft_wrap=True)
+
+
+@app.command()
+def lag(
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="look again every two seconds")] = False,
+    group: Annotated[str | None, typer.Option(help="regular expression of the groups; all of them")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """How far each consumer group is behind, and whether that is trouble. Exit code 1 if any has stopped or stalled."""
+    from dataclasses import asdict
+
+    from streams.lag import TROUBLE
+    from workers.lag_table import looks, table
+
+    found = False
+    for lags in looks(_settings(), group):
+        found = any(each.verdict in TROUBLE for each in lags)
+        if as_json:
+            print(json.dumps([asdict(each) for each in lags]), flush=True)
+        else:
+            console = _console()
+            if watch and sys.stdout.isatty():
+                console.clear()
+            console.print(table(lags))
+        if not watch:
+            break
+    raise typer.Exit(FINDING if found else 0)
+
+
+@app.command()
+def why(
+    wanted: Annotated[str, typer.Argument(metavar="ID|VERSION|latest", help="an event's id, or how it begins")],
+    as_json: AsJson = False,
+) -> None:
+    """What caused an event or a model's version, and what it caused."""
+    from schemas.topology import EVENT_TOPICS
+    from streams.eventlog import read_events
+    from workers.chain import Chain, tree
+    from workers.mlflow_notes import notes
+    from workers.views import event_json
+
+    settings, chain = _settings(), Chain()
+    found = (logged for logged in read_events(settings, EVENT_TOPICS) if logged is not None)
+    for logged in sorted(found, key=lambda item: item.written):
+        chain.add(logged)
+    asked = chain.find(wanted)
+    around = chain.around(asked)
+    known = notes(settings, [*around.before, asked, *around.after])
+    if as_json:
+        told = {"event": event_json(asked)} | {
+            name: [event_json(each) for each in part]
+            for name, part in (("before", around.before), ("after", around.after))
+        }
+        print(json.dumps(told | {"mlflow": known}))
+    else:
+        console = _console()
+        console.print(tree(chain, asked, known))
+        others = len(chain.episode(asked))
+        if others:
+            console.print(f"[dim]{others} more drifts of the same episode: the same change in other features[/]")
+
+
+DlqTopic = Annotated[str | None, typer.Option(help="of which topic: activity, drift or model-registered; all of them")]
+DlqClass = Annotated[str | None, typer.Option("--class", help="only of this class, as in out-of-range")]
+
+
+@dlq_app.command("list")
+def dlq_list(
+    topic: DlqTopic = None,
+    reject_class: DlqClass = None,
+    limit: Annotated[int, typer.Option(min=1, help="how many, the last ones")] = 20,
+    as_json: AsJson = False,
+) -> None:
+    """Dead letters by class, and the last ones."""
+    from workers.dlq import letters, table
+    from workers.views import letter_json
+
+    found = letters(_settings(), topic, reject_class)
+    if as_json:
+        print(json.dumps([letter_json(each) for each in found[-limit:]]))
+    elif not found:
+        print("no dead letters")
+    else:
+        _console().print(table(found, limit))
+
+
+@dlq_app.command("show")
+def dlq_show(
+    name: Annotated[str, typer.Argument(metavar="TOPIC/PARTITION/OFFSET", help="as `dlq list` names it")],
+    as_json: AsJson = False,
+) -> None:
+    """One dead letter: where it came from, why it was refused, its bytes."""
+    from workers.dlq import one, tell_letter
+    from workers.views import letter_json
+
+    found = one(_settings(), name)
+    if as_json:
+        print(json.dumps(letter_json(found)))
+    else:
+        _console().print(tell_letter(found), soft_wrap=True)
+
+
+@dlq_app.command("replay")
+def dlq_replay(
+    name: Annotated[str | None, typer.Argument(metavar="[TOPIC/PARTITION/OFFSET]", help="one; all that match")] = None,
+    topic: DlqTopic = None,
+    reject_class: DlqClass = None,
+    limit: Annotated[int, typer.Option(min=1, help="at most so many")] = 1000,
+    rate: Annotated[float, typer.Option(min=0.1, help="so many a second")] = 50,
+    again: Annotated[bool, typer.Option("--again", help="those that have come back once, too")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="really send them; otherwise it is only told what would be")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Send dead letters again to where they came from, each at most once. Tells what it would do, unless --yes."""
+    from streams.letters import plan
+    from streams.replay_letters import replay, replayed
+    from workers.dlq import letters, one
+
+    settings = _settings()
+    found = [one(settings, name)] if name else letters(settings, topic, reject_class, whole=True)
+    chosen = plan(found, replayed(settings), most=limit, again=again)
+    sent = 0
+    if yes and chosen.chosen:
+        with _progress("letters", len(chosen.chosen), as_json) as advance:
+            sent = replay(settings, chosen.chosen, rate=rate, progress=advance)
+    if as_json:
+        told = {"would": [each.name for each in chosen.chosen], "sent": sent, "passed_over": dict(chosen.passed_over)}
+        print(json.dumps(told))
+        return
+    for why_not, count in chosen.passed_over.items():
+        print(f"{count} passed over: {why_not}")
+    if yes:
+        print(f"{sent} sent again")
+    else:
+        print(f"{len(chosen.chosen)} would be sent again; add --yes to send them")
 
 
 def _since(text: str) -> float:

@@ -110,6 +110,8 @@ class _Demo:
                     "DRIFTLOOP_CALIBRATION_SECONDS": "300",
                 },
             )
+        report.page = self.settings.monitor_url
+        self._say(f"see it at [bold]{report.page}[/]")
         self._refuse_used_topic()
         self.log = read_events(self.settings, EVENT_TOPICS, follow=True)
         self._play(script.learn, "readings")

@@ -25,6 +25,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: float = 0.0
     home: str = ""
+    page: str = ""
     failure: str | None = None
 
 
@@ -63,10 +64,13 @@ def show(report: Report, keep: bool, console: Console) -> None:
 
 def _say_where_to_look(report: Report, keep: bool, console: Console) -> None:
     if keep:
-        console.print(f"\nThe stack is up. Look around:\n  export DRIFTLOOP_HOME={report.home}")
+        console.print(f"\nThe stack is up. [bold]See it at {report.page}[/] or look around:")
+        console.print(f"  export DRIFTLOOP_HOME={report.home}")
         if shutil.which("driftloop") is None:
             console.print(f"  export PATH={Path(sys.executable).parent}:$PATH")
         for command, meaning in (
+            ("lag", "whether any consumer group is behind"),
+            ("why latest", "what led to the model in service"),
             ("status", "its processes; the endpoint is at the router's address"),
             ("events", "everything that happened"),
             ("produce --simulate --drift rotate:90@300", "more readings, another drift"),
@@ -74,4 +78,5 @@ def _say_where_to_look(report: Report, keep: bool, console: Console) -> None:
         ):
             console.print(f"  driftloop {command:<42} {meaning}")
     else:
-        console.print(f"\nLogs are in {report.home}/logs. `driftloop demo --keep` leaves everything up to look around.")
+        console.print(f"\nLogs are in {report.home}/logs. `driftloop demo --keep` leaves everything up,")
+        console.print(f"with lag, drift, models and devices on a page: [bold]{report.page}[/]")

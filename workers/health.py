@@ -1,4 +1,4 @@
-"""`/live` and `/ready` of a process: whether its loop still turns, and whether it can do its work now."""
+"""`/live`, `/ready` and `/metrics` of a process: whether its loop turns and it can do its work, what it counted."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import structlog
 
 from schemas.errors import UserError
+from schemas.metrics import Samples
+from workers.exposition import CONTENT_TYPE, exposition
 
 log = structlog.get_logger()
 
@@ -24,6 +26,7 @@ class Health:
         self.name = name
         self.doing = "starting"
         self.ready: Callable[[], bool] = lambda: False
+        self.samples: Callable[[], Samples] = dict
         self._beaten = time.monotonic()
 
     def beat(self) -> None:
@@ -49,19 +52,25 @@ class Health:
             log.debug("health.unknown", error=repr(error))
             return False
 
-    def serve(self, port: int) -> None:
-        """Answer on 127.0.0.1:port from a thread; port 0 does not. Raises UserError if the port is taken."""
+    def serve(self, port: int, host: str = "127.0.0.1") -> None:
+        """Answer on host:port from a thread; port 0 does not. Raises UserError if the port is taken."""
         if port == 0:
             return
         health = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
+                if self.path == "/metrics":
+                    self._answer(200, CONTENT_TYPE, exposition(health.samples()))
+                    return
                 good = {"/live": lambda: health.live, "/ready": lambda: health.can_work}.get(self.path)
                 status = 404 if good is None else 200 if good() else 503
                 body = json.dumps({"process": health.name, "doing": health.doing, "ok": status == 200}).encode()
+                self._answer(status, "application/json", body)
+
+            def _answer(self, status: int, kind: str, body: bytes) -> None:
                 self.send_response(status)
-                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Type", kind)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
@@ -70,7 +79,7 @@ class Health:
                 """Probes are no news."""
 
         try:
-            server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+            server = ThreadingHTTPServer((host, port), Handler)
         except OSError as error:
             raise UserError(f"port {port} for /live and /ready: {error.strerror}; set DRIFTLOOP_HEALTH_PORT") from error
         threading.Thread(target=server.serve_forever, name="health", daemon=True).start()

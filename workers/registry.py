@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as installed
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,6 +71,7 @@ class Training:
     window: dict[str, Any]
     tried: Sequence[Tried]
     figures: dict[str, Figure]
+    tables: dict[str, Any] = field(default_factory=dict)
 
 
 @contextmanager
@@ -223,6 +224,8 @@ def _log(training: Training) -> None:
 
     mlflow.log_params(training.params)
     mlflow.log_dict(training.window, "window.json")
+    for name, table in training.tables.items():
+        mlflow.log_dict(table, f"{name}.json")
     for name, figure in training.figures.items():
         mlflow.log_figure(figure, f"figures/{name}.png")
     for candidate in training.tried:

@@ -149,7 +149,7 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
     reference = labelled(before) if before else None
     figures = {
         "confusion": confusion_figure(
-            confusion(held_recent[1], _predicted(best.pipeline, held_recent[0]), len(ACTIVITIES)),
+            confused := confusion(held_recent[1], _predicted(best.pipeline, held_recent[0]), len(ACTIVITIES)),
             ACTIVITIES,
             f"{best.name}: held-out recent windows",
         )
@@ -180,6 +180,7 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
             for item in fitted
         ],
         figures=figures,
+        tables={"confusion": {"model": best.name, "activities": list(ACTIVITIES), "rows": confused.tolist()}},
     )
     if not verdict.promote:
         _patiently(folder, lambda: registry.record_rejected(training, settings.model))

@@ -12,7 +12,7 @@ from deploy.local.stack import Process, ProcessStatus, Stack
 from schemas.settings import Settings, load_settings
 from streams import topics
 
-PROCESSES = ("agent", "retrain", "deploy", "router")
+PROCESSES = ("agent", "retrain", "deploy", "router", "monitor")
 _COLOURS = {"running": "green", "serving": "green", "external": "green", "starting": "yellow", "backoff": "red"}
 
 
@@ -39,11 +39,12 @@ def start(settings: Settings, say: Callable[[str], None], environment: Mapping[s
 
 
 def processes(settings: Settings) -> list[ProcessStatus]:
-    """Every process of the stack; the router with the stable address that it serves."""
-    return [
-        replace(each, address=settings.router_url) if each.name == "router" and settings.router_port else each
-        for each in stack(settings).status()
-    ]
+    """Every process of the stack; the router and the monitor with the addresses that they serve."""
+    served = {
+        **({"router": settings.router_url} if settings.router_port else {}),
+        **({"monitor": settings.monitor_url} if settings.monitor_port else {}),
+    }
+    return [replace(each, address=served.get(each.name, each.address)) for each in stack(settings).status()]
 
 
 def well(found: Sequence[ProcessStatus]) -> bool:

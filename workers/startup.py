@@ -23,7 +23,7 @@ def begin(name: str, settings: Settings) -> Health:
     configure_logging(settings)
     structlog.contextvars.bind_contextvars(process=name)
     health = Health(name)
-    health.serve(settings.health_port)
+    health.serve(settings.health_port, settings.health_host)
     return health
 
 

@@ -69,6 +69,7 @@ class Stack:
         self._users_kafka = None if settings.kafka_bootstrap == kafka_of_ours else settings.kafka_bootstrap
         self._users_mlflow = None if settings.mlflow_tracking_uri == mlflow_of_ours else settings.mlflow_tracking_uri
         self._users_router = 0 if settings.router_port == chosen.get("router") else settings.router_port
+        self._users_monitor = 0 if settings.monitor_port == chosen.get("monitor") else settings.monitor_port
         self._settings = settings
 
     def up(
@@ -145,14 +146,14 @@ class Stack:
         old = {} if found is None else programs.read(self.home)
         with_kafka = "kafka" in services and self._users_kafka is None
         with_mlflow = "mlflow" in services and self._users_mlflow is None
-        names = ["router"] * (not self._users_router)
+        names = ["router"] * (not self._users_router) + ["monitor"] * (not self._users_monitor)
         names += ["kafka", "kafka-controller"] * with_kafka + ["mlflow"] * with_mlflow
         names += [_health_port(worker.name) for worker in workers if worker.health]
         ours = {
             *old,
             *map(_health_port, old),
             *(["kafka-controller"] if "kafka" in old else []),
-            *(["router"] if found else []),
+            *(["router", "monitor"] if found else []),
         }
         if self._users_router and not found and not ports.is_free(self._users_router, self._settings.router_host):
             raise UserError(
@@ -161,7 +162,10 @@ class Stack:
             )
         port = ports.choose(self.home, names, running=ours)
 
-        addresses = {"DRIFTLOOP_ROUTER_PORT": str(self._users_router or port["router"])}
+        addresses = {
+            "DRIFTLOOP_ROUTER_PORT": str(self._users_router or port["router"]),
+            "DRIFTLOOP_MONITOR_PORT": str(self._users_monitor or port["monitor"]),
+        }
         if with_kafka or self._users_kafka is not None:
             addresses["DRIFTLOOP_KAFKA_BOOTSTRAP"] = self._users_kafka or f"127.0.0.1:{port['kafka']}"
         if with_mlflow or self._users_mlflow is not None:
@@ -194,7 +198,7 @@ class Stack:
         ours = {
             name: value
             for name, value in addresses.items()
-            if value not in (self._users_kafka, self._users_mlflow, str(self._users_router))
+            if value not in (self._users_kafka, self._users_mlflow, str(self._users_router), str(self._users_monitor))
         }
         homes.write(self.home / STACK_ENV, "".join(f"{name}={value}\n" for name, value in ours.items()))
         if found is None:

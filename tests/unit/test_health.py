@@ -84,7 +84,7 @@ def test_a_readiness_that_cannot_be_told_is_not_ready(health):
 def test_any_other_path_is_unknown(health):
     """Nothing else is served here."""
     assert ask(health.port, "/")[0] == 404
-    assert ask(health.port, "/metrics")[0] == 404
+    assert ask(health.port, "/metrics/")[0] == 404
 
 
 def test_a_taken_port_is_one_line_that_says_what_to_do(health):

@@ -25,6 +25,8 @@ def test_topics_are_named_keyed_split_and_kept_as_promised():
         "model-registered": ("model", 1, "delete", -1),
         "deployed": ("model", 1, "delete", -1),
         "current-model": ("model", 1, "compact", None),
+        "device-statistics": ("device", 1, "delete", DAY_MS // 4),
+        "dlq-replays": ("letter", 1, "compact", None),
     }
 
 
@@ -37,6 +39,7 @@ def test_topics_carry_what_is_promised():
         "model-registered": ["ModelRegistered", "SwitchRequested"],
         "deployed": ["ModelDeployed"],
         "current-model": ["ModelDeployed"],
+        "device-statistics": ["WindowStatistics"],
     }
 
 

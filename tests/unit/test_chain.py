@@ -1,0 +1,101 @@
+"""What led to what: the links followed both ways."""
+
+import pytest
+
+from schemas.envelope import envelope
+from schemas.errors import UserError
+from schemas.events import ModelDeployed, ModelRegistered
+from schemas.examples import EVENTS
+from schemas.topology import DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTERED
+from streams.eventlog import Logged
+from workers.chain import Chain, tree
+
+TOPIC_OF = {
+    "driftloop.drift.detected.v1": DRIFT,
+    "driftloop.model.registered.v1": MODEL_REGISTERED,
+    "driftloop.model.deployed.v1": DEPLOYED,
+    "driftloop.decision.made.v1": DECISIONS,
+}
+LOGGED = [Logged(topic, 0, at, 100.0 + at, EVENTS[name]) for at, (name, topic) in enumerate(TOPIC_OF.items())]
+DRIFTED, REGISTERED, SERVED, DECIDED = LOGGED
+
+
+@pytest.fixture
+def chain():
+    chain = Chain()
+    for logged in LOGGED:
+        assert chain.add(logged)
+    return chain
+
+
+def ids(found):
+    return [each.envelope.id for each in found]
+
+
+def test_a_deployment_is_followed_back_to_the_drift(chain):
+    """Why does this model serve? is the question that brings people here."""
+    around = chain.around(SERVED)
+    assert ids(around.before) == ids([DRIFTED, REGISTERED])
+    assert around.after == []
+
+
+def test_a_drift_is_followed_to_all_that_came_of_it(chain):
+    """What was done about it? is the other one; a decision not to do something is an answer as well."""
+    assert ids(chain.around(DRIFTED).after) == ids([REGISTERED, SERVED, DECIDED])
+
+
+def test_an_event_that_comes_twice_is_one(chain):
+    """Delivery is at least once; the chain must not show a training that never was."""
+    assert not chain.add(REGISTERED)
+    assert len(chain.effects_of(DRIFTED)) == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"), [("latest", SERVED), ("8", SERVED), (REGISTERED.envelope.id[:9], REGISTERED)]
+)
+def test_an_event_is_found_by_what_people_know(chain, wanted, found):
+    """An id's beginning from a log line, a version from MLflow, or just the last one."""
+    assert chain.find(wanted) is found
+
+
+@pytest.mark.parametrize("wanted", ["99", "zz", ""])
+def test_what_is_not_there_is_one_line(chain, wanted):
+    """A typo must not end in a traceback, nor an empty text in any event."""
+    with pytest.raises(UserError):
+        chain.find(wanted)
+
+
+def test_a_circle_of_links_is_walked_once():
+    """Somebody else's events may name each other; following them must end."""
+    one = EVENTS["driftloop.model.registered.v1"]
+    assert isinstance(one.event, ModelRegistered)
+    other = EVENTS["driftloop.model.deployed.v1"].event
+    assert isinstance(other, ModelDeployed)
+    chain = Chain()
+    first = envelope(
+        ModelRegistered(**{**{f: getattr(one.event, f) for f in one.event.__struct_fields__}, "caused_by": ["b"]}),
+        id="a",
+        source="s",
+        subject="",
+        time=0,
+    )
+    second = envelope(
+        ModelDeployed(**{**{f: getattr(other, f) for f in other.__struct_fields__}, "caused_by": "a"}),
+        id="b",
+        source="s",
+        subject="",
+        time=0,
+    )
+    for each in (first, second):
+        chain.add(Logged(DEPLOYED, 0, 0, 1.0, each))
+    assert ids(chain.around(chain.find("a")).before) == ["b"]
+    assert tree(chain, chain.find("a")).children
+
+
+def test_the_oldest_events_are_forgotten_first():
+    """Memory is bounded however long the monitor runs."""
+    chain = Chain(most=2)
+    for logged in LOGGED[:3]:
+        chain.add(logged)
+    assert ids(chain.all()) == ids([REGISTERED, SERVED])
+    assert chain.causes_of(REGISTERED) == []

@@ -1,0 +1,405 @@
+"""What the monitor knows as plain values, a function for each view of the page; `/api` serves the same."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict
+from typing import Any, Final
+
+from schemas.activity import ACTIVITIES
+from schemas.events import DecisionMade, DriftDetected, ModelDeployed, ModelRegistered, QualityDegraded
+from schemas.settings import Settings
+from schemas.topology import AGENT_STATE, DEAD_LETTER_TOPICS, EVENT_TOPICS, REPLAYS, TOPICS
+from streams.eventlog import Logged
+from streams.lag import GROUPS, TROUBLE, PartitionLag, worst
+from streams.letters import Letter, shown
+from workers.chain import causes
+from workers.narrate import ACTIVITY_WORDS, REASONS, plain, tell
+from workers.seen import Json, Seen, most, of_group, total
+
+RECENT_S: Final = 900.0
+_LAST_EVENTS: Final = 12
+
+
+def event_json(logged: Logged) -> Json:
+    """An event with a sentence, and the ids that it names as its causes."""
+    return {**plain(logged), "says": tell(logged.envelope.event), "causes": list(causes(logged.envelope.event))}
+
+
+def topology(settings: Settings) -> Json:
+    """Who writes and reads which topic; what the picture of the loop is drawn from."""
+    hidden = (*DEAD_LETTER_TOPICS, AGENT_STATE, REPLAYS)
+    return {
+        "topics": [
+            {
+                "name": settings.topic(topic),
+                "short": topic.name,
+                "written_by": list(topic.written_by),
+                "read_by": list(topic.read_by),
+                "events": topic in EVENT_TOPICS,
+            }
+            for topic in TOPICS
+            if topic not in hidden
+        ],
+        "groups": {f"{settings.namespace}{group}": settings.topic(topic) for group, topic in GROUPS.items()},
+        "model": settings.model,
+        "mlflow": settings.mlflow_tracking_uri if (settings.mlflow_tracking_uri or "").startswith("http") else None,
+        "actions": settings.monitor_actions,
+        "reasons": REASONS,
+        "activities": ACTIVITY_WORDS,
+    }
+
+
+def overview(seen: Seen, settings: Settings, now: float | None = None) -> Json:
+    """The loop at a glance."""
+    now = time.time() if now is None else now
+    kafka, events = seen.kafka, seen.events()
+    drifts = [each for each in events if isinstance(each.envelope.event, DriftDetected)]
+    return {
+        "ts": now,
+        "now": in_words(seen, settings, now),
+        "kafka": {"trouble": kafka.trouble, "since": kafka.since, "look_seconds": kafka.seconds},
+        "events_read": seen.events_read,
+        "rates": kafka.rates,
+        "readings_rate": seen.readings_rate,
+        "groups": None if kafka.lags is None else groups(kafka.lags),
+        "processes": [asdict(each) for each in seen.processes],
+        "servers": seen.servers,
+        "champion": _champion(seen, events, now),
+        "last_drift": _last_drift(drifts, seen),
+        "last_decision": _last(events, DecisionMade),
+        "events": [event_json(each) for each in events[-_LAST_EVENTS:][::-1]],
+        "letters": sum(seen.counts().values()),
+        "counts": dict(Counter(each.topic.name for each in events)),
+    }
+
+
+def _champion(seen: Seen, events: list[Logged], now: float) -> Json | None:
+    current = seen.current
+    if current is None:
+        return None
+    since = [
+        each.written
+        for each in events
+        if isinstance(each.envelope.event, ModelDeployed) and each.envelope.event.version == current.version
+    ]
+    score = next(
+        (
+            candidate.recent
+            for each in reversed(events)
+            if isinstance(registered := each.envelope.event, ModelRegistered) and registered.version == current.version
+            for candidate in registered.candidates
+            if candidate.name == registered.winner
+        ),
+        None,
+    )
+    kind = next(
+        (
+            each.envelope.event.winner
+            for each in reversed(events)
+            if isinstance(each.envelope.event, ModelRegistered) and each.envelope.event.version == current.version
+        ),
+        None,
+    )
+    return {
+        "model": current.model,
+        "version": current.version,
+        "winner": kind,
+        "score": score,
+        "since": since[-1] if since else None,
+        "age": now - since[-1] if since else None,
+        "endpoint": current.endpoint,
+        "target": current.target,
+        "routed": seen.routed,
+    }
+
+
+def _last(events: list[Logged], kind: type) -> Json | None:
+    return next((event_json(each) for each in reversed(events) if isinstance(each.envelope.event, kind)), None)
+
+
+def _last_drift(drifts: list[Logged], seen: Seen) -> Json | None:
+    """The most telling event of the last episode, and what came of the episode."""
+    if not drifts:
+        return None
+    last = drifts[-1].envelope.event
+    assert isinstance(last, DriftDetected)
+    alike = [each for each in drifts if getattr(each.envelope.event, "episode", None) == last.episode]
+    shown_one = max(alike, key=lambda each: getattr(each.envelope.event, "effect", 0.0))
+    ids, came = set(), []
+    for each in alike:
+        for after in seen.chain.around(each).after:
+            if after.envelope.id not in ids:
+                ids.add(after.envelope.id)
+                came.append(after)
+    came.sort(key=lambda each: each.written)
+    return {**event_json(shown_one), "features": len(alike), "led_to": [event_json(each) for each in came]}
+
+
+def in_words(seen: Seen, settings: Settings, now: float) -> list[Json]:
+    """What is going on, most important first. level: bad, busy, good or note; link: the view that tells more."""
+    said: list[Json] = []
+
+    def say(level: str, text: str, link: str) -> None:
+        said.append({"level": level, "text": text, "link": link})
+
+    if seen.kafka.trouble is not None:
+        ago = f" since {_ago(now - seen.kafka.since)}" if seen.kafka.since else ""
+        say("bad", f"Kafka cannot be asked{ago}: lag and rates are unknown.", "/lag")
+    for each in seen.processes:
+        if not each.live:
+            say("bad", f"The {each.name} process does not answer.", "/")
+    for name, trouble in seen.servers.items():
+        if trouble is not None and name != "kafka":
+            say("bad", f"{name} has trouble: {trouble}", "/")
+    _say_lag(seen, settings, say)
+    _say_work(seen, say)
+    _say_drift(seen, say, now)
+    current = seen.current
+    if current is None and not seen.current_read:
+        say("note", "Which model serves is not known yet.", "/models")
+    elif current is None:
+        say("note", "No model serves yet: the first one needs enough labelled readings.", "/models")
+    elif current is not None and seen.routed is not None and seen.routed != current.version:
+        say("busy", f"Version {current.version} is current; the router still sends to {seen.routed}.", "/models")
+    if not any(each["level"] in ("bad", "busy") for each in said):
+        serving = f" Version {current.version} serves." if current else ""
+        said.insert(0, {"level": "good", "text": f"All is well: nothing lags, nothing waits.{serving}", "link": "/"})
+    return said
+
+
+def _say_lag(seen: Seen, settings: Settings, say: Any) -> None:
+    """Our own groups one by one, everybody else's in a line."""
+    ours = {f"{settings.namespace}{group}" for group in GROUPS}
+    others = 0
+    for name, each in of_group(seen.kafka.lags or []).items():
+        verdict, lag = worst([one.verdict for one in each]), sum(one.waiting or 0 for one in each)
+        if name not in ours:
+            others += verdict in TROUBLE
+            continue
+        behind = most([one.seconds for one in each])
+        told = f"{lag:,} records" + (f", {_ago(behind)}" if behind else "")
+        soon = most([one.catch_up_s for one in each if one.waiting])
+        link = f"/lag?group={name}"
+        if verdict in TROUBLE:
+            what = "has stopped reading" if verdict == "stop" else "makes no headway"
+            say("bad", f"Group {name} {what}: {told} behind.", link)
+        elif verdict == "rewind":
+            say("busy", f"Group {name} went back to earlier records: {told} to read again.", link)
+        elif verdict == "warn" and lag:
+            why = next(one.why for one in each if one.verdict == "warn")
+            say("busy", f"Group {name}: {why} ({told} behind).", link)
+        elif lag and soon is not None and soon > 5:
+            say("busy", f"Group {name} is {told} behind, and has caught up in {_ago(soon)}.", link)
+    if others:
+        groups_have = "group that is not ours has" if others == 1 else "groups that are not ours have"
+        say("note", f"{others} {groups_have} stopped reading.", "/lag")
+
+
+def _say_work(seen: Seen, say: Any) -> None:
+    for each in seen.processes:
+        if each.name in ("retrain", "deploy") and each.live and each.doing not in ("", "idle", "starting"):
+            say("busy", f"The {each.name} worker is at it: {each.doing}.", "/models")
+
+
+def _say_drift(seen: Seen, say: Any, now: float) -> None:
+    drifts = seen.events(DriftDetected)
+    last = _last_drift(drifts, seen)
+    if last is None:
+        if seen.events_read:
+            say("note", "Nothing has drifted so far.", "/devices")
+        return
+    data, came = last["data"], last["led_to"]
+    doing = f" while {ACTIVITY_WORDS[data['activity']]}" if data.get("activity") in ACTIVITIES else ""
+    what = (
+        f"{data['device']} drifted {_ago(now - last['written'])} ago ({data['feature']}{doing}, {data['effect']:.1f} σ)"
+    )
+    deployed = next((each for each in came if each["topic"] == "deployed"), None)
+    registered = next((each for each in came if each["topic"] == "model-registered"), None)
+    decided = next((each for each in came if each["topic"] == "decisions"), None)
+    link = f"/chain/{last['id']}"
+    if deployed is not None:
+        say("note", f"{what}: version {deployed['data']['version']} was trained for it and serves.", link)
+    elif decided is not None:
+        why = REASONS.get(decided["data"]["reason"], decided["data"]["reason"])
+        say("note", f"{what}: {decided['data']['about']} {decided['data']['outcome']}, because {why}.", link)
+    elif registered is not None:
+        say("busy", f"{what}: version {registered['data']['version']} is being deployed.", link)
+    else:
+        say("busy", f"{what}: no decision yet.", link)
+    faults = [
+        event
+        for each in seen.events(QualityDegraded)
+        if now - each.written < RECENT_S and isinstance(event := each.envelope.event, QualityDegraded)
+    ]
+    if faults and not faults[-1].ended:
+        say("busy", f"{faults[-1].device}: {faults[-1].channel} is not measuring ({faults[-1].fault}).", "/devices")
+
+
+def _ago(seconds: float) -> str:
+    """A length of time in words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def groups(lags: list[PartitionLag]) -> list[Json]:
+    """A line for each group."""
+    return [
+        {
+            "group": name,
+            "topics": sorted({one.topic for one in each if one.committed is not None or one.backlog is not None}),
+            "partitions": sum(one.committed is not None or one.backlog is not None for one in each),
+            "lag": total([one.lag for one in each if one.committed is not None]),
+            "waiting": total([one.waiting for one in each if one.committed is not None]),
+            "backlog": sum(one.backlog or 0 for one in each),
+            "uncommitted": sum(one.backlog is not None for one in each),
+            "seconds": most([one.seconds for one in each]),
+            "rate_in": total([one.rate_in for one in each]),
+            "rate_out": total([one.rate_out for one in each if one.committed is not None]),
+            "catch_up_s": most([one.catch_up_s for one in each if one.waiting]),
+            "stuck": any(one.waiting and one.catch_up_s is None for one in each),
+            "members": each[0].members,
+            "expired": sum(one.expired for one in each),
+            "verdict": worst([one.verdict for one in each]),
+            "why": next((one.why for one in each if one.verdict == worst([two.verdict for two in each])), ""),
+        }
+        for name, each in of_group(lags).items()
+    ]
+
+
+def lag(seen: Seen) -> Json:
+    """Every partition of every group; null while Kafka cannot be asked."""
+    kafka = seen.kafka
+    return {
+        "ts": None if kafka.look is None else kafka.look.ts,
+        "trouble": kafka.trouble,
+        "groups": None if kafka.lags is None else groups(kafka.lags),
+        "partitions": None if kafka.lags is None else [asdict(each) for each in kafka.lags],
+    }
+
+
+def devices(seen: Seen) -> list[Json]:
+    """Devices that have shown statistics, drifted, or have a faulty sensor."""
+    with seen.lock:
+        known = {
+            name: {"windows": len(each.ends), "last": each.ends[-1] if each.ends else None}
+            for name, each in seen.devices.items()
+        }
+    found: dict[str, Json] = {
+        name: {"device": name, **each, "drifts": 0, "faults": 0, "last_drift": None} for name, each in known.items()
+    }
+    for each in seen.events(DriftDetected, QualityDegraded):
+        event = each.envelope.event
+        if not isinstance(event, DriftDetected | QualityDegraded):
+            continue
+        blank = {"device": event.device, "windows": 0, "last": None, "drifts": 0, "faults": 0, "last_drift": None}
+        entry = found.setdefault(event.device, blank)
+        if isinstance(event, DriftDetected):
+            entry["drifts"] += 1
+            entry["last_drift"] = event.ts
+        elif not event.ended:
+            entry["faults"] += 1
+    return sorted(found.values(), key=lambda entry: (-(entry["last_drift"] or 0), entry["device"]))
+
+
+def device(seen: Seen, name: str) -> Json:
+    """One device's statistics over event time, and its drifts and faults."""
+    events = [event_json(each) for each in seen.events(DriftDetected, QualityDegraded) if _device_of(each) == name]
+    with seen.lock:
+        known = seen.devices.get(name)
+        return {
+            "device": name,
+            "statistics": [] if known is None else known.statistics,
+            "ends": [] if known is None else list(known.ends),
+            "values": [] if known is None else list(known.values),
+            "activities": [] if known is None else list(known.activities),
+            "drifts": [each for each in events if each["topic"] == "drift" and "feature" in each["data"]],
+            "faults": [each for each in events if "fault" in each["data"]],
+        }
+
+
+def _device_of(logged: Logged) -> str | None:
+    return getattr(logged.envelope.event, "device", None)
+
+
+def models(seen: Seen, settings: Settings) -> Json:
+    """Versions, newest first, with their candidates and deployments; and the trainings that made none."""
+    events = seen.events()
+    deployed: dict[str, list[Json]] = {}
+    for each in events:
+        if isinstance(each.envelope.event, ModelDeployed):
+            deployed.setdefault(each.envelope.event.version, []).append(event_json(each))
+    champion = seen.current.version if seen.current else None
+    uri = topology(settings)["mlflow"]
+    versions = [
+        {
+            **event_json(each),
+            "deployments": deployed.get(each.envelope.event.version, []),
+            "serves": each.envelope.event.version == champion,
+            "mlflow": uri and f"{uri.rstrip('/')}/#/models/{settings.model}/versions/{each.envelope.event.version}",
+        }
+        for each in reversed(events)
+        if isinstance(each.envelope.event, ModelRegistered)
+    ]
+    decisions = [event_json(each) for each in reversed(events) if isinstance(each.envelope.event, DecisionMade)]
+    return {"champion": champion, "versions": versions, "decisions": decisions[:100], "mlflow": uri}
+
+
+def events(seen: Seen, *, topic: str | None, text: str, limit: int) -> list[Json]:
+    """Events, newest first; those whose sentence or id holds a text."""
+    found = []
+    for each in reversed(seen.events()):
+        if topic is not None and each.topic.name != topic:
+            continue
+        told = event_json(each)
+        if text.lower() in f"{told['says']} {told['id']} {told['subject']}".lower():
+            found.append(told)
+            if len(found) >= limit:
+                break
+    return found
+
+
+def chain(seen: Seen, wanted: str) -> Json:
+    """An event with all that is connected with it. Raises UserError if there is none."""
+    logged = seen.chain.find(wanted)
+    around = seen.chain.around(logged)
+    return {
+        "event": event_json(logged),
+        "before": [event_json(each) for each in around.before],
+        "after": [event_json(each) for each in around.after],
+        "episode": [event_json(each) for each in seen.chain.episode(logged)],
+    }
+
+
+def letter_json(letter: Letter) -> Json:
+    """A dead letter, safe to look at."""
+    return {
+        "name": letter.name,
+        "topic": letter.topic,
+        "partition": letter.partition,
+        "offset": letter.offset,
+        "written": letter.written,
+        "class": letter.reject_class,
+        "reason": letter.reason,
+        "source": letter.source,
+        "source_partition": letter.source_partition,
+        "source_offset": letter.source_offset,
+        "replay_of": letter.replay_of,
+        "key": shown(letter.key, 256),
+        "value": shown(letter.value),
+        "bytes": letter.size,
+        "headers": [[name[:100], shown(content, 256)] for name, content in letter.headers[:20]],
+    }
+
+
+def letters(seen: Seen, *, topic: str | None, reject_class: str | None, limit: int) -> Json:
+    """Counts by topic and class, and the last letters, newest first."""
+    chosen = [
+        letter_json(each)
+        for each in seen.last_letters()
+        if topic in (None, each.topic) and reject_class in (None, each.reject_class)
+    ]
+    counts = [{"topic": name, "class": reject, "count": count} for (name, reject), count in seen.counts().items()]
+    return {"counts": sorted(counts, key=lambda each: -each["count"]), "letters": chosen[:limit]}
