@@ -5,7 +5,9 @@ Through the agent's core alone, in chunks, and through a running agent on the em
 
 from __future__ import annotations
 
+import signal
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -106,6 +108,7 @@ def main() -> None:
     arguments.add_argument("--live", action="store_true")
     arguments.add_argument("--detector", default="confirmed")
     given = arguments.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else broker and agent would stay
     settings = Settings(_env_file=None, detector=given.detector, checkpoint_readings=5_000)
     shares = (0, given.percent)
     rows = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import subprocess
 import time
@@ -23,6 +24,7 @@ class Broker:
         )
         self.address = f"127.0.0.1:{port['kafka']}"
         self.process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.kill)
 
     def start(self) -> None:
         """Begin to start it; it answers some seconds later (`answers`)."""

@@ -5,8 +5,10 @@ Between two faults every partition's committed offset must have moved. In the en
 
 from __future__ import annotations
 
+import atexit
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -169,6 +171,7 @@ def run(
     judge = Judge(settings)
     traffic = Traffic(settings, readings, seed, rate)
     scene = Scene(settings, broker, traffic, judge, rng, program)  # type: ignore[arg-type]
+    atexit.register(scene.end)
     rows: list[Row] = []
     stuck = ""
     begun = time.monotonic()
@@ -196,9 +199,10 @@ def run(
     except Stuck as error:
         stuck = str(error)
         tell(f"STUCK: {stuck}")
-    last_exits = [scene.stop(slot)[1] for slot in scene.slots if slot.agent is not None]
-    scene.end()
-    traffic.stop()
+    finally:
+        last_exits = [scene.stop(slot)[1] for slot in scene.slots if slot.agent is not None]
+        traffic.stop()
+        atexit.unregister(scene.end)
     verdict = judge.verdict(traffic.sent)
     if broker is not None:
         broker.kill()
@@ -253,6 +257,7 @@ def main() -> None:
     arguments.add_argument("--planted", help="run the agent with this bug of tests.chaos.planted")
     arguments.add_argument("--keep", type=Path, help="work in this folder and leave it")
     given = arguments.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else broker and agents would stay
     print(f"seed {given.seed}", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="chaos-")) if given.keep is None else given.keep.resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ Prints what did not become what it should, and the longest time for which no goo
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
 import time
@@ -132,6 +133,7 @@ def main() -> None:
     arguments = parser(__doc__ or "")
     arguments.add_argument("--live", action="store_true", help="through a running agent as well")
     given = arguments.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else broker and agent would stay
     settings = Settings(_env_file=None, detector="raw")
     rows, by_group, slowest = [], Counter[str](), 0.0
     for case, found, took in through_the_core(settings):

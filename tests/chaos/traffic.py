@@ -125,7 +125,8 @@ class Traffic:
 
     def stop(self) -> None:
         self._ends.set()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         self._producer.flush(10)
 
     def _run(self) -> None:
