@@ -17,7 +17,6 @@ from typing import Final
 
 import structlog
 
-from deploy.modelfiles import PROFILE
 from schemas.errors import Reject
 from schemas.events import ModelDeployed
 from schemas.settings import Settings, load_settings, variable
@@ -100,8 +99,12 @@ def fetch(version: str, path: Path) -> int:
     settings = load_settings()
     try:
         client = registry.connect(settings)
+        # Asked first: MLflow answers a file that is not there like a server in trouble.
+        name = registry.profile_of(client, settings.model, version)
+        if name is None:
+            return NO_PROFILE_EXIT
         with TemporaryDirectory(dir=path.parent) as folder:
-            uri = f"models:/{settings.model}/{version}/{PROFILE}"
+            uri = f"models:/{settings.model}/{version}/{name}"
             registry.download(client, uri, Path(folder)).rename(path)
     except Reject:
         return NO_PROFILE_EXIT

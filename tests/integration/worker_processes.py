@@ -170,6 +170,7 @@ def registered_version(settings: Settings, event: str, seed: int = 0, profile: b
         window=TrainingWindow(topic="activity", ranges=[], rows=0, sha256=""),
         digest="",
         caused_by=[event],
+        profile=None if profile is None else "profile.json",
     )
     training = registry.Training(event, {"seed": seed}, {"data.topic": "activity"}, {"recent": []}, [], {})
     winner = registry.Winner(pipeline, FEATURES[:5], table, profile)
