@@ -28,9 +28,11 @@ ALLOWED: Final = (
     "sklearn.tree._tree.Tree",
 )
 PIPELINE: Final = "model.skops"
+PROFILE: Final = "profile.json"  # the agent's reference; serving does not read it
 SMOKE: Final = "smoke.json"
 REQUIRED: Final = frozenset({"MLmodel", PIPELINE, SMOKE})
 FILES: Final = REQUIRED | {
+    PROFILE,
     "conda.yaml",
     "input_example.json",
     "python_env.yaml",

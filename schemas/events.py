@@ -115,7 +115,10 @@ class TrainingWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
 
 class ModelRegistered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A better model is in the registry. digest: sha256 over the manifest of the model's file digests."""
+    """A better model is in the registry. digest: sha256 over the manifest of the model's file digests.
+
+    profile: which of these files is the reference profile that drift is judged against, if there is one.
+    """
 
     model: str
     version: Version
@@ -128,6 +131,7 @@ class ModelRegistered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     champion: ChampionScore | None = None
     signature: str | None = None
     key_id: str | None = None
+    profile: str | None = None
 
 
 class Smoke(msgspec.Struct, frozen=True, kw_only=True):

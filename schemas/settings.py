@@ -60,6 +60,17 @@ class Settings(BaseSettings):
         description="raw: ADWIN on each raw channel, as tutorials do; per-feature: on window statistics; "
         "confirmed: on their residuals per activity, confirmed over several stretches",
     )
+    policy: Literal["quiet", "standard", "sensitive"] = Field(
+        "standard", description="how much it takes for an alarm of `confirmed`"
+    )
+    activity_source: Literal["auto", "label", "model"] = Field(
+        "auto",
+        description="what a person does, for `confirmed`. auto: the label where readings carry one, else the model's "
+        "profile; label: readings without one are not judged; model: labels are not looked at",
+    )
+    calibration_seconds: float = Field(
+        640, ge=60, description="of readings before `confirmed` judges a device; less costs false alarms"
+    )
     checkpoint_seconds: float = Field(0.5, gt=0, description="how often the agent makes its state durable and commits")
     checkpoint_readings: int = Field(100_000, ge=1, description="the same, by readings since the last checkpoint")
     idle_seconds: float = Field(

@@ -17,6 +17,7 @@ from river.drift import ADWIN
 from schemas.activity import CHANNELS
 from schemas.errors import Stop
 from streams.drift import Change
+from streams.quality import Degraded, Refused
 from streams.statistics import STATISTICS, statistics
 from streams.windows import Floats, Ints, Readings, Windows
 
@@ -191,9 +192,9 @@ class RawDetector(_AdwinBank):
         ]
         super().__init__([(CHANNELS[index].name, "value") for index in self.rows], "raw/2", history=512)
 
-    def observe(self, readings: Readings, windows: Windows) -> list[Change]:
+    def observe(self, readings: Readings, windows: Windows, refused: Sequence[Refused] = ()) -> list[Change | Degraded]:
         """One value a channel and reading."""
-        return self.take(readings.values[:, self.rows], readings.ts, readings.offsets)
+        return [*self.take(readings.values[:, self.rows], readings.ts, readings.offsets)]
 
 
 class PerFeatureDetector(_AdwinBank):
@@ -204,7 +205,6 @@ class PerFeatureDetector(_AdwinBank):
     def __init__(self) -> None:
         super().__init__([(item.feature, item.kind) for item in STATISTICS], "per-feature/2", history=512)
 
-    def observe(self, readings: Readings, windows: Windows) -> list[Change]:
+    def observe(self, readings: Readings, windows: Windows, refused: Sequence[Refused] = ()) -> list[Change | Degraded]:
         """One value a statistic and window."""
-        assert windows.measures is not None
-        return self.take(windows.measures, windows.end, windows.last_offset)
+        return [] if windows.measures is None else [*self.take(windows.measures, windows.end, windows.last_offset)]

@@ -21,12 +21,14 @@ from mode.supervisors import CrashingSupervisor
 
 from schemas.envelope import encode, envelope
 from schemas.errors import Stop
+from schemas.events import QualityDegraded
 from schemas.failpoints import reach
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY, AGENT_GROUP, DEVICES_TABLE, DRIFT, dead_letters
 from streams import state
 from streams.deadletters import dead_letter_headers, fitting
-from streams.detectors import DETECTORS
+from streams.detectors import kind_of
+from streams.drift import Kind
 from streams.gate import Rejection
 from streams.outbox import Outbox
 from streams.processor import Drift, Processor
@@ -41,6 +43,8 @@ SOURCE: Final = "driftloop/agent"
 WAITING_CHUNKS: Final = 2
 # At most this share of the time is spent on state: many devices are made durable less often.
 STATE_SHARE: Final = 0.1
+# A drift is followed by a checkpoint, so that a crash seldom repeats it; but not by one each.
+SOONEST_CHECKPOINT_S: Final = 0.1
 # So many checkpoints may be due before the agent waits for one.
 MOST_CHECKPOINTS_BEHIND: Final = 4
 # A process that is told to end does not wait for a broker that is away.
@@ -50,12 +54,14 @@ LAST_CHECKPOINT_S: Final = 5.0
 class Watcher:
     """What the agent holds between checkpoints: a processor for each owned partition, and how far each has come."""
 
-    def __init__(self, app: Any, settings: Settings, table: Any, model_version: Callable[[], str | None]) -> None:
+    def __init__(
+        self, app: Any, settings: Settings, table: Any, model_version: Callable[[], str | None], kind: Kind
+    ) -> None:
         self.app = app
         self.settings = settings
         self.table = table
         self.model_version = model_version
-        self.fresh = DETECTORS[settings.detector]
+        self.fresh = kind
         self.activity = settings.topic(ACTIVITY)
         self.drift = settings.topic(DRIFT)
         self.dead_letters = settings.topic(dead_letters(ACTIVITY))
@@ -91,10 +97,12 @@ class Watcher:
         """Take a chunk in; after every so many readings a checkpoint begins, and goes on beside the next chunks."""
         if self.closed or generation != self.app.consumer_generation_id:
             return  # delivered again to whoever owns the partition now
-        known = self.taken.get(partition)
-        if known is not None and chunk.start < known:
-            if chunk.end <= known:
-                return
+        known = self.taken.get(partition, chunk.start)
+        if chunk.start > known:
+            raise Stop(f"partition {partition}: {chunk.start} came where {known} comes next; starting again from there")
+        if chunk.end <= known:
+            return
+        if chunk.start < known:
             chunk = chunk.since(known)
         outcome = self._processor(partition).process(chunk)
         self.taken[partition] = chunk.end
@@ -106,7 +114,7 @@ class Watcher:
             await self._send(*self._dead_letter(partition, rejection))
             reach("while-dead-lettering")
         _tell(partition, outcome.rejections)
-        if self.readings >= self.settings.checkpoint_readings:
+        if outcome.drifts or self.readings >= self.settings.checkpoint_readings:
             self.full.set()
             if self.readings >= MOST_CHECKPOINTS_BEHIND * self.settings.checkpoint_readings:
                 await self.checkpoint()
@@ -126,7 +134,8 @@ class Watcher:
             taken, self.readings = dict(self.taken), 0
             begun = time.thread_time()
             states = {partition: processor.snapshot() for partition, processor in self.processors.items()}
-            self.due = time.monotonic() + (time.thread_time() - begun) / STATE_SHARE
+            spent = time.thread_time() - begun
+            self.due = time.monotonic() + max(SOONEST_CHECKPOINT_S, spent / STATE_SHARE)
             await self.outbox.acknowledged()
             reach("after-drift-send")
             if self.closed or generation != self.app.consumer_generation_id:
@@ -188,16 +197,16 @@ class Watcher:
 
     def _drift(self, drift: Drift) -> tuple[Any, ...]:
         event = drift.event
-        log.info(
-            "drift.detected",
-            id=drift.id,
-            device=event.device,
-            feature=event.feature,
-            statistic=event.statistic,
-            effect=event.effect,
-        )
+        if isinstance(event, QualityDegraded):
+            about = {"device": event.device, "channel": event.channel, "fault": event.fault}
+            log.warning("quality.degraded", id=drift.id, ended=event.ended, **about)
+            root = None
+        else:
+            about = {"device": event.device, "feature": event.feature, "statistic": event.statistic}
+            log.info("drift.detected", id=drift.id, effect=event.effect, **about)
+            root = event.episode
         return self.drift, *encode(
-            envelope(event, id=drift.id, source=SOURCE, subject=event.device, time=event.ts, root=event.episode)
+            envelope(event, id=drift.id, source=SOURCE, subject=event.device, time=event.ts, root=root)
         )
 
     @property
@@ -270,10 +279,12 @@ def create_app(
     model_version: Callable[[], str | None] = lambda: None,
     *,
     failed: Callable[[BaseException], None],
+    kind: Kind | None = None,
 ) -> tuple[Any, Watcher]:
     """The Faust app and what it watches with. partitions: how many `activity` has, and so its state's changelog.
 
-    failed: ends the process, whose state can be trusted no longer.
+    failed: ends the process, whose state can be trusted no longer. kind: how drift is detected; by default what the
+    settings say.
     """
     assert settings.kafka_bootstrap is not None
     activity = settings.topic(ACTIVITY)
@@ -302,7 +313,7 @@ def create_app(
     app.transport = ChunkTransport(app, frozenset([activity]), failed)
     table = app.Table(DEVICES_TABLE, partitions=partitions, key_type=bytes, value_type=bytes)
     table.failed = failed
-    watcher = app.watcher = Watcher(app, settings, table, model_version)
+    watcher = app.watcher = Watcher(app, settings, table, model_version, kind or kind_of(settings))
 
     def ending(work: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Coroutine[Any, Any, None]]:
         """Faust lives on without a task that has failed, or acknowledges what it failed at."""

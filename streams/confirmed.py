@@ -1,280 +1,359 @@
-"""Drift against the device's own past in the same activity, confirmed over several stretches of activity.
+"""Drift against the device's own past in the same activity, confirmed over several bouts and activities.
 
-Conditioning on the activity takes away what a person does; counting a stretch once, however long it lasts, takes away
-the autocorrelation. Both are what makes an ADWIN's detection mean something.
+Conditioning on the activity takes away what a person does; counting a bout once, however long it lasts, takes away the
+autocorrelation; doubting the classifier takes away its mistakes. Together they are what makes an ADWIN's detection mean
+something. ADWIN opens a candidate and says since when; `streams.confirmation` decides whether it is an alarm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from bisect import bisect_left
+from collections.abc import Sequence
+from typing import Any, Final
 
-import msgspec
 import numpy as np
+from river.drift import ADWIN
 
 from schemas.activity import ACTIVITIES
-from streams.adwin import AdaptiveWindow
+from streams.adwin import restore
+from streams.bouts import Bout, Candidate, kept
+from streams.calibration import Calibration, Population
+from streams.conditioning import NOT_JUDGED, Conditioner, Source
+from streams.confirmation import (
+    BOUTS,
+    POLICIES,
+    TESTED,
+    Evidence,
+    Expected,
+    Mask,
+    Policy,
+    PolicyName,
+    evidence,
+    judge,
+    judge_alone,
+)
 from streams.drift import Change
-from streams.statistics import STATISTICS, statistics
-from streams.windows import NO_LABEL, Floats, Readings, Windows
+from streams.explain import changes_of
+from streams.measures import COUNT, DEPENDS, WIDTH, completed, measure
+from streams.profile import Classifier, Profile
+from streams.quality import Degraded, Quality, Refused
+from streams.windows import Floats, Readings, Windows
 
-# A stretch is a run of windows in one activity, at most 30 s of it: long activities count as several.
-STRETCH_WINDOWS: Final = 24
-COUNTED_WINDOWS: Final = 5  # a stretch of fewer says nothing
-CALIBRATION_STRETCHES: Final = 2  # before an activity can be judged
-REFERENCE_STRETCHES: Final = 8  # after which its reference stays as it is
-PRIOR_STRETCHES: Final = 4  # weight of STATISTICS' spread against the device's own
-RECENT_STRETCHES: Final = 8
+CALIBRATION_S: Final = (
+    640.0  # of windows, before a device is judged; with half as many false alarms are five times as many
+)
+HOP_S: Final = 1.28
+CALIBRATING_WINDOWS: Final = 4  # a bout of fewer tells a device's own centre nothing
+COUNTED_WINDOWS: Final = 5  # nor is it evidence
+DOUBT: Final = 0.05  # an activity with so much probability over a bout may be what it shows
 CANDIDATE_S: Final = 300.0
 COOLDOWN_S: Final = 300.0
-CONFIRM: Final = 5.5
-CLIP: Final = 8.0
 RESIDUAL_CLIP: Final = 5.0
+ALONE_WINDOWS: Final = 60  # of one bout, from which a device that stays in one activity can be judged
+# At how many windows the current bout is looked at; between them nothing much can have changed.
+LOOKS: Final = frozenset([5, 6, 8, 11, 15, 20, 27, 36, 48, *range(64, 4000, 32)])
+# What else an ADWIN watches: the classifier's confidence, and its errors where there are labels.
+CONFIDENCE: Final = TESTED
+ERROR: Final = TESTED + 1
 
 
-class _Reference(msgspec.Struct):
-    """What one activity looks like on this device. Means and squares over its calibration stretches, (10,) each."""
+class Confirmed:
+    """What the detectors of all devices share: the settings, and the reference profile in force.
 
-    stretches: int
-    mean: list[float]
-    between: list[float]  # sum of squared deviations of stretch means
-    within: list[float]  # mean variance of windows inside a stretch
+    policy: how much it takes. source: where the activity comes from. calibration_s: of windows before a device is
+    judged.
+    """
 
-    def take(self, mean: Floats, variance: Floats) -> None:
-        """Learn one more stretch (Welford)."""
-        self.stretches += 1
-        old = np.array(self.mean)
-        new = old + (mean - old) / self.stretches
-        self.between = (np.array(self.between) + (mean - old) * (mean - new)).tolist()
-        self.within = (np.array(self.within) + (variance - np.array(self.within)) / self.stretches).tolist()
-        self.mean = new.tolist()
+    def __init__(
+        self, policy: PolicyName | Policy = "standard", source: Source = "auto", calibration_s: float = CALIBRATION_S
+    ) -> None:
+        self.name = policy if isinstance(policy, str) else "custom"
+        self.policy = POLICIES[policy] if isinstance(policy, str) else policy
+        self.source: Source = source
+        self.calibration_windows = round(calibration_s / HOP_S)
+        self.profile = ""  # what it is known by; empty without one
+        self.population = Population(None)
+        self.classifier: Classifier | None = None
+        self._next: tuple[str, Profile] | None = None
 
-    def scale(self, windows: int) -> Floats:
-        """(10,) standard deviation of the mean of so many windows of a stretch about the reference.
+    def adopt(self, name: str, profile: Profile) -> None:
+        """Use this profile from the next windows that are measured on. May be called by another thread."""
+        self._next = (name, profile)
 
-        Between stretches: the device's own spread shrunk towards the prior; within: twice the variance of a mean of n
-        windows, because neighbours overlap by half; and the reference's own uncertainty.
-        """
-        between = (PRIOR_STRETCHES * _SPREAD**2 + np.array(self.between)) / (
-            PRIOR_STRETCHES + max(self.stretches - 1, 0)
-        )
-        variance: Floats = between * (1 + 1 / self.stretches) + 2 * np.array(self.within) / windows
-        return np.sqrt(variance)
+    def measure(self, values: Floats) -> Floats:
+        """(n, WIDTH + 6): measures, and the probability of each activity."""
+        if self._next is not None:
+            (self.profile, profile), self._next = self._next, None
+            self.population = Population(profile)
+            self.classifier = Classifier(profile.classifier) if profile.classifier is not None else None
+        whole = completed(values)
+        measures = measure(whole)
+        if self.classifier is None:
+            believed = np.zeros((len(measures), len(ACTIVITIES)))
+        else:
+            believed = self.classifier.probabilities(whole)
+        return np.concatenate([measures, believed], axis=1)
 
-
-class _Stretch(msgspec.Struct):
-    """A run of windows in one activity; its first window is not counted, as it straddles the change of activity."""
-
-    activity: int
-    first_index: int
-    first_ts: float
-    first_offset: int
-    seen: int
-    count: int
-    total: list[float]
-    square: list[float]
-
-    def take(self, row: Floats) -> None:
-        self.seen += 1
-        if self.seen == 1:
-            return
-        self.count += 1
-        self.total = (np.array(self.total) + row).tolist()
-        self.square = (np.array(self.square) + row * row).tolist()
-
-    @property
-    def mean(self) -> Floats:
-        return np.array(self.total) / self.count
-
-    @property
-    def variance(self) -> Floats:
-        return np.maximum(np.array(self.square) / self.count - self.mean**2, 0.0)
-
-
-class _Candidate(msgspec.Struct):
-    """A statistic that an ADWIN has flagged: since which window, and when it was last flagged."""
-
-    start: int
-    flagged_ts: float
-
-
-class _ConfirmedState(msgspec.Struct):
-    index: int = 0
-    labelled: bool = False
-    unlabelled: int = 0  # windows in a row
-    references: dict[int, _Reference] = msgspec.field(default_factory=dict)
-    stretches: list[_Stretch] = msgspec.field(default_factory=list)
-    candidates: dict[int, _Candidate] = msgspec.field(default_factory=dict)
-    last_alarm_ts: float | None = None
-    adwins: list[tuple[bytes, float, int]] = msgspec.field(default_factory=list)
-
-
-_SPREAD: Final = np.array([item.spread for item in STATISTICS])
-_ZEROS: Final = [0.0] * len(STATISTICS)
+    def __call__(self) -> ConfirmedDetector:
+        """A fresh detector of one device."""
+        return ConfirmedDetector(self)
 
 
 class ConfirmedDetector:
-    """Window statistics against the device's own past in the same activity, confirmed over several stretches."""
+    """One device's statistics against its own past in the same activity."""
 
-    config = "confirmed/2"
-    measure: ClassVar[Callable[[Floats], Floats] | None] = staticmethod(statistics)
+    def __init__(self, kind: Confirmed) -> None:
+        self.kind = kind
+        self.config = f"confirmed/3/{kind.name}/{kind.source}/{kind.calibration_windows}"
+        self.profile = kind.profile
+        self.index = -1  # of the last window
+        self.last_alarm: float | None = None
+        self.quality = Quality()
+        self.conditioner = Conditioner(kind.source)
+        self._begin()
 
-    def __init__(self) -> None:
-        self.state = _ConfirmedState()
-        self.adwins = self._fresh_adwins()
+    def _begin(self) -> None:
+        """Calibrate from here on: what the device shows now is its normal until it changes."""
+        self.calibrated = 0  # windows
+        self.since = self.index + 1  # first window that is judged
+        self.calibration = Calibration(self.kind.population)
+        self._watch()
 
-    @staticmethod
-    def _fresh_adwins() -> list[AdaptiveWindow]:
-        return [AdaptiveWindow(delta=0.05, clock=2, grace_period=16) for _ in STATISTICS]
+    def _watch(self) -> None:
+        """Suspect nothing."""
+        self.bouts: list[Bout] = []
+        self.candidates: dict[int, Candidate] = {}
+        self.adwins = [_adwin(column) for column in range(ERROR + 1)]
 
-    def observe(self, readings: Readings, windows: Windows) -> list[Change]:
-        """Alarms at the windows that confirm them; one Change for each statistic that moved."""
+    def _rebase(self) -> None:
+        """Another profile is in force. What the device has shown stays known; what was suspected is not."""
+        learned = self.calibration.learned
+        self.profile = self.kind.profile
+        self.calibration = Calibration(self.kind.population)
+        self.calibration.learned = learned
+        if self.calibrated >= self.kind.calibration_windows:
+            self.since = self.index + 1
+        self._watch()
+
+    def observe(self, readings: Readings, windows: Windows, refused: Sequence[Refused] = ()) -> list[Change | Degraded]:
+        """Alarms at the windows that confirm them, one Change for each statistic that moved; and faults."""
+        if self.profile != self.kind.profile:
+            self._rebase()
+        faults, broken = self.quality.observe(windows, refused)
+        found: list[Change | Degraded] = list(faults)
+        if not len(windows):
+            return found
         assert windows.measures is not None
+        codes, labelled, believed, gaps = self.conditioner.activities(windows, windows.measures[:, WIDTH:])
+        frozen = None
+        if broken.any():
+            frozen = (broken @ DEPENDS.T) > 0
+            codes = np.where(broken.any(1) & ~labelled, NOT_JUDGED, codes)  # its activity is not to be trusted either
+        at: int = 0
         changes: list[Change] = []
-        for row, label, end, last_offset, start, first_offset in zip(
-            windows.measures,
-            windows.labels.tolist(),
-            windows.end.tolist(),
-            windows.last_offset.tolist(),
-            windows.start.tolist(),
-            windows.first_offset.tolist(),
-            strict=True,
-        ):
-            if self._straddles(label):
+        while at < len(codes):
+            end = at + 1
+            while (
+                end < len(codes)
+                and codes[end] == codes[at]
+                and labelled[end] == labelled[at]
+                and not gaps[end]
+                and (frozen is None or (frozen[end] == frozen[at]).all())
+            ):
+                end += 1
+            if gaps[at] or codes[at] == NOT_JUDGED:
+                self._close()
+            if codes[at] == NOT_JUDGED:
+                at = end
                 continue
-            self.state.index += 1  # an alarm replaces the state
-            self._join_stretch(row, label, start, first_offset)
-            changes += self._judge(row, label, end, last_offset)
-        return changes
-
-    def _straddles(self, label: int) -> bool:
-        """Whether a window is without a label because it holds two, not because the device sends none.
-
-        Two windows hold the same change; a device that goes on without labels no longer sends them, and skipping its
-        windows for ever would be never to judge it again.
-        """
-        state = self.state
-        state.unlabelled = state.unlabelled + 1 if label == NO_LABEL else 0
-        state.labelled = label != NO_LABEL or (state.labelled and state.unlabelled <= STRETCH_WINDOWS)
-        return label == NO_LABEL and state.labelled
-
-    def _join_stretch(self, row: Floats, activity: int, start: float, first_offset: int) -> None:
-        state = self.state
-        current = state.stretches[-1] if state.stretches else None
-        if current is None or current.activity != activity or current.seen >= STRETCH_WINDOWS:
-            self._close(current)
-            kept = [stretch for stretch in state.stretches if stretch.count >= COUNTED_WINDOWS][-RECENT_STRETCHES:]
-            current = _Stretch(activity, state.index, start, first_offset, 0, 0, _ZEROS, _ZEROS)
-            state.stretches = [*kept, current]
-        current.take(row)
-
-    def _close(self, stretch: _Stretch | None) -> None:
-        """A finished stretch calibrates its activity, unless something is suspected."""
-        state = self.state
-        if stretch is None or stretch.count < COUNTED_WINDOWS or state.candidates:
-            return
-        reference = state.references.setdefault(stretch.activity, _Reference(0, _ZEROS, _ZEROS, _ZEROS))
-        if reference.stretches < REFERENCE_STRETCHES:
-            reference.take(stretch.mean, stretch.variance)
-
-    def _judge(self, row: Floats, activity: int, ts: float, offset: int) -> list[Change]:
-        state = self.state
-        reference = state.references.get(activity)
-        if reference is None or reference.stretches < CALIBRATION_STRETCHES:
-            return []
-        residual = np.clip((row - reference.mean) / reference.scale(1), -RESIDUAL_CLIP, RESIDUAL_CLIP)
-        for column, (adwin, value) in enumerate(zip(self.adwins, residual.tolist(), strict=True)):
-            detection = adwin.update(value)
-            if detection is not None:
-                start = max(1, state.index - detection.width + 1 - 3)
-                known = state.candidates.get(column)
-                state.candidates[column] = _Candidate(min(start, known.start) if known else start, ts)
-        if state.last_alarm_ts is not None and ts - state.last_alarm_ts < COOLDOWN_S:
-            state.candidates.clear()
-            return []
-        state.candidates = {
-            column: candidate
-            for column, candidate in state.candidates.items()
-            if ts - candidate.flagged_ts <= CANDIDATE_S
-        }
-        if not state.candidates:
-            return []
-        return self._confirm(ts, offset)
-
-    def _confirm(self, ts: float, offset: int) -> list[Change]:
-        """Each candidate whose statistic is off in at least two stretches since, by CONFIRM standard deviations in all.
-
-        Every statistic is then looked at, candidate or not, so that all that moved with it are reported together.
-        """
-        state = self.state
-        judged = [
-            stretch
-            for stretch in state.stretches
-            if stretch.count >= COUNTED_WINDOWS
-            and (known := state.references.get(stretch.activity)) is not None
-            and known.stretches >= CALIBRATION_STRETCHES
-        ]
-        scores = {
-            id(stretch): np.clip(
-                (stretch.mean - state.references[stretch.activity].mean)
-                / state.references[stretch.activity].scale(stretch.count),
-                -CLIP,
-                CLIP,
-            )
-            for stretch in judged
-        }
-
-        def total(column: int, start: int) -> tuple[float, list[_Stretch]]:
-            since = [stretch for stretch in judged if stretch.first_index >= start - 2][-RECENT_STRETCHES:]
-            if len(since) < 2:
-                return 0.0, since
-            return float(sum(scores[id(stretch)][column] for stretch in since) / len(since) ** 0.5), since
-
-        starts = [
-            candidate.start
-            for column, candidate in state.candidates.items()
-            if abs(total(column, candidate.start)[0]) > CONFIRM
-        ]
-        if not starts:
-            return []
-        changes = []
-        for column, statistic in enumerate(STATISTICS):
-            score, since = total(column, min(starts))
-            if abs(score) <= CONFIRM:
-                continue
-            # Reported for the stretch where it shows most, with that activity as the condition.
-            shown = max(since, key=lambda stretch: abs(float(scores[id(stretch)][column])))
-            changes.append(
-                Change(
-                    statistic.feature,
-                    statistic.kind,
-                    "statistic",
-                    before=state.references[shown.activity].mean[column],
-                    after=float(shown.mean[column]),
-                    effect=abs(score) / len(since) ** 0.5,
-                    ts=ts,
-                    change_ts=since[0].first_ts,
-                    offset=offset,
-                    change_offset=since[0].first_offset,
-                    activity=None if shown.activity == NO_LABEL else ACTIVITIES[shown.activity],
+            while at < end:
+                at = self._advance(
+                    windows, believed, None if frozen is None else frozen[at], int(codes[at]), at, end, changes
                 )
-            )
-        self._begin_anew(ts)
-        return changes
+        found += changes
+        return sorted(found, key=lambda item: item.offset) if faults and changes else found
 
-    def _begin_anew(self, ts: float) -> None:
-        """After an alarm the device is calibrated again: what it shows now is its new normal until it changes."""
-        state = self.state
-        self.state = _ConfirmedState(state.index, state.labelled, state.unlabelled, last_alarm_ts=ts)
-        self.adwins = self._fresh_adwins()
+    def _advance(
+        self,
+        windows: Windows,
+        believed: Floats,
+        frozen: Mask | None,
+        activity: int,
+        at: int,
+        end: int,
+        changes: list[Change],
+    ) -> int:
+        """Take windows at ≤ i < end of one activity in; the first one that is left, after an alarm or calibration."""
+        assert windows.measures is not None
+        bout = self.bouts[-1] if self.bouts else None
+        if bout is None or bout.closed or bout.activity != activity:
+            self._close()
+            bout = Bout(activity, self.index + 1, float(windows.start[at]), int(windows.first_offset[at]))
+            self.bouts = [*kept(self.bouts, COUNTED_WINDOWS, BOUTS), bout]
+        if self.calibrated < self.kind.calibration_windows:
+            end = min(end, at + self.kind.calibration_windows - self.calibrated)
+        rows = slice(at, end)
+        statistics = windows.measures[rows, :COUNT]
+        if frozen is not None:
+            bout.frozen |= frozen
+        totals, beliefs = bout.running(statistics, believed[rows])
+        first, seen, count = self.index + 1, bout.seen, end - at
+        if self.calibrated < self.kind.calibration_windows:
+            self.calibrated += count
+            bout.reach(seen + count, totals[-1], beliefs[-1])
+            self.index += count
+            self.since = self.index + 1
+            return end
+        expected = self.calibration.expected(activity)
+        flagged = self._update(windows, expected, frozen, activity, rows)
+        for number in range(count):
+            ts = float(windows.end[at + number])
+            for column, start in flagged.get(number, ()):
+                known = self.candidates.get(column)
+                self.candidates[column] = Candidate(min(start, known.start) if known else start, ts)
+            if not self.candidates or not (seen + number in LOOKS or seen + number == 0):
+                continue
+            self._forget_old(ts)
+            if not self.candidates:
+                continue
+            bout.reach(seen + number + 1, totals[number], beliefs[number])
+            alarm = self._judge(ts, int(windows.last_offset[at + number]))
+            if alarm:
+                changes += alarm
+                self.index = first + number
+                self.last_alarm = ts
+                self._begin()
+                return at + number + 1
+        bout.reach(seen + count, totals[-1], beliefs[-1])
+        self.index += count
+        return end
+
+    def _update(
+        self,
+        windows: Windows,
+        expected: Expected | None,
+        frozen: Mask | None,
+        activity: int,
+        rows: slice,
+    ) -> dict[int, list[tuple[int, int]]]:
+        """Feed the ADWINs; by window, the columns that it flags, with the window since when."""
+        assert windows.measures is not None
+        flagged: dict[int, list[tuple[int, int]]] = {}
+        columns: list[tuple[int, Floats]] = []
+        if expected is not None:
+            residuals = (windows.measures[rows, :TESTED] - expected.centre[:TESTED]) / expected.window_sd
+            residuals = np.maximum(np.minimum(residuals, RESIDUAL_CLIP), -RESIDUAL_CLIP)
+            columns += [
+                (column, residual)
+                for column, residual in enumerate(residuals.T)
+                if frozen is None or not frozen[column]
+            ]
+        if self.kind.classifier is not None:
+            probabilities = windows.measures[rows, WIDTH:]
+            columns.append((CONFIDENCE, probabilities.max(1)))
+            if (windows.labels[rows] == activity).all():
+                columns.append((ERROR, (probabilities.argmax(1) != activity).astype(np.float64)))
+        for column, series in columns:
+            left = iter(series.tolist())
+            length = len(series)
+            while True in map(self.adwins[column].update, left):
+                number = length - left.__length_hint__() - 1
+                adwin, self.adwins[column] = self.adwins[column], _adwin(column)
+                # ADWIN looks every other value and cuts between buckets: it is up to three windows late.
+                start = max(self.since, self.index + 1 + number - int(adwin.get_width()) + 1 - 3)
+                flagged.setdefault(number, []).append((column, start))
+        return flagged
+
+    def _forget_old(self, ts: float) -> None:
+        if self.last_alarm is not None and ts - self.last_alarm < COOLDOWN_S:
+            self.candidates.clear()
+            return
+        self.candidates = {
+            column: candidate for column, candidate in self.candidates.items() if ts - candidate.ts <= CANDIDATE_S
+        }
+
+    def _close(self) -> None:
+        """The current bout is over. If it began while the device was calibrated, it calibrates."""
+        if not self.bouts or self.bouts[-1].closed:
+            return
+        bout = self.bouts[-1]
+        bout.closed = True
+        if bout.index < self.since and bout.count >= CALIBRATING_WINDOWS and not bout.frozen.any():
+            self.calibration.take(bout.activity, bout.mean)
+            for other in self.bouts:
+                other.evidence = None
+
+    def _judge(self, ts: float, offset: int) -> list[Change]:
+        """The alarm, if the bouts since the candidates' changes make one."""
+        starts = {column: candidate.start for column, candidate in self.candidates.items() if column < TESTED}
+        alone = CONFIDENCE in self.candidates and len({bout.activity for bout in self.bouts}) == 1
+        if not starts and not alone:
+            return []
+        earliest = min(starts.values(), default=self.index)
+        found: list[tuple[Bout, Evidence]] = []
+        for bout in reversed(self.bouts):
+            if bout.count < COUNTED_WINDOWS or (bout.index < earliest - 2 and not alone):
+                continue
+            if bout.evidence is None:
+                bout.evidence = self._evidence(bout)
+            if bout.evidence is not None:
+                found.append((bout, bout.evidence))
+            if len(found) == BOUTS:
+                break
+        if not found:
+            return []
+        if alone and found[0][0].count >= ALONE_WINDOWS:
+            verdict = judge_alone(found[0][1], self.kind.policy)
+        else:
+            indices = [bout.index for bout, _ in found]
+            since = {column: len(indices) - bisect_left(indices[::-1], start - 2) for column, start in starts.items()}
+            activities = np.array([bout.activity for bout, _ in found])
+            verdict = judge([item for _, item in found], activities, since, self.kind.policy)
+        if verdict is None:
+            return []
+        hurts = CONFIDENCE in self.candidates or ERROR in self.candidates
+        return changes_of(verdict, found[: verdict.bouts], ts, offset, hurts=hurts)
+
+    def _evidence(self, bout: Bout) -> Evidence | None:
+        """What a bout says, on the doubt that it may show another activity: the one that makes it least surprising."""
+        found: list[Evidence] = []
+        likely = np.flatnonzero(bout.believed > DOUBT * bout.seen).tolist()
+        for activity in dict.fromkeys([bout.activity, *likely]):
+            expected = self.calibration.expected(activity)
+            if expected is not None:
+                found.append(evidence(bout.mean, bout.count, expected, self.kind.policy, bout.frozen))
+        return min(found, key=lambda item: item.surprise, default=None)
 
     def dump(self) -> Any:
         """State as plain values."""
-        self.state.adwins = [adwin.dump() for adwin in self.adwins]
-        return msgspec.to_builtins(self.state, builtin_types=(bytes,))
+        return [
+            self.profile,
+            self.index,
+            self.last_alarm,
+            self.calibrated,
+            self.since,
+            self.quality.dump(),
+            self.conditioner.dump(),
+            self.calibration.dump(),
+            [bout.dump() for bout in self.bouts],
+            [[column, candidate.start, candidate.ts] for column, candidate in self.candidates.items()],
+            [adwin.__getstate__() for adwin in self.adwins],
+        ]
 
     def load(self, state: Any) -> None:
         """Continue from a dumped state."""
-        self.state = msgspec.convert(state, _ConfirmedState, strict=False)
-        for adwin, saved in zip(self.adwins, self.state.adwins, strict=True):
-            adwin.load(saved)
+        (self.profile, self.index, self.last_alarm, self.calibrated, self.since) = state[:5]
+        quality, conditioner, calibration, bouts, candidates, adwins = state[5:]
+        self.quality.load(quality)
+        self.conditioner.load(conditioner)
+        self.calibration.load(calibration)
+        self.bouts = [Bout.load(bout) for bout in bouts]
+        self.candidates = {column: Candidate(start, ts) for column, start, ts in candidates}
+        for adwin, blob in zip(self.adwins, adwins, strict=True):
+            restore(adwin, blob)
+
+
+def _adwin(column: int) -> Any:
+    """river's own ADWIN without its wrapper. Statistics: to be suspicious is cheap; the model: to be sure."""
+    delta = 0.05 if column < TESTED else 0.002
+    return ADWIN(delta=delta, clock=2, grace_period=16)._helper

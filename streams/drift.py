@@ -1,14 +1,17 @@
-"""What a drift detector is: from a device's readings and windows to the changes that are reported."""
+"""What a drift detector is: from a device's readings and windows to the changes and faults that are reported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Final, Protocol
 
 from schemas.activity import Activity
 from schemas.events import Direction, Severity, Test
+from streams.quality import Degraded, Refused
 from streams.windows import Floats, Readings, Windows
+
+_BROAD: Final = 4  # statistics that moved together
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +20,8 @@ class Change:
 
     before, after: means of the statistic, in its unit; effect: their distance in reference standard deviations.
     ts, change_ts: event time of the alarm and of the change; offset, change_offset: the records that carried them.
+    estimate: what the test estimates, by name. breadth: statistics that moved with it. hurts: the model's confidence
+    fell, or its errors rose, at the same time.
     """
 
     feature: str
@@ -30,6 +35,9 @@ class Change:
     offset: int
     change_offset: int
     activity: Activity | None = None
+    estimate: dict[str, float] | None = None
+    breadth: int = 1
+    hurts: bool = False
 
     @property
     def direction(self) -> Direction:
@@ -38,24 +46,20 @@ class Change:
 
     @property
     def severity(self) -> Severity:
-        """How far: ADWIN itself has no warning zone, so this is the effect's size alone."""
-        return "critical" if self.effect >= 8 else "warning" if self.effect >= 4 else "info"
+        """How far, how broadly, and whether the model suffers; ADWIN itself has no warning zone."""
+        points = (self.effect >= 4) + (self.effect >= 8) + (self.breadth >= _BROAD) + self.hurts
+        return "critical" if points >= 2 else "warning" if points else "info"
 
 
 class Detector(Protocol):
-    """One device's detector.
-
-    config: names everything that its state depends on: other config, fresh state. measure: from windows (n, 128, 12) of
-    any devices to the numbers (n, k) that the detector looks at, each row by itself, to the last bit; None where it
-    looks at the readings themselves.
-    """
+    """One device's detector. config: names everything that its state depends on: other config, fresh state."""
 
     config: str
-    measure: ClassVar[Callable[[Floats], Floats] | None]
 
-    def observe(self, readings: Readings, windows: Windows) -> list[Change]:
-        """Changes found in newly accepted readings (where `measure` is None; else they are left out) or in newly
-        completed windows, which come with their measures; in event-time order.
+    def observe(self, readings: Readings, windows: Windows, refused: Sequence[Refused] = ()) -> list[Change | Degraded]:
+        """Changes found in newly accepted readings (where the kind's `measure` is None; else they are left out) or in
+        newly completed windows, which come with their measures; in event-time order. refused: what the gate did not
+        let through meanwhile.
         """
 
     def dump(self) -> Any:
@@ -63,3 +67,18 @@ class Detector(Protocol):
 
     def load(self, state: Any) -> None:
         """Continue from a dumped state of the same config."""
+
+
+class Kind(Protocol):
+    """A way to detect: called, it gives a fresh detector.
+
+    measure: from windows (n, 128, 12) of any devices to the numbers (n, k) that its detectors look at, each row by
+    itself, to the last bit; None where they look at the readings themselves.
+    """
+
+    @property
+    def measure(self) -> Callable[[Floats], Floats] | None:
+        """See above."""
+
+    def __call__(self) -> Detector:
+        """A fresh detector."""

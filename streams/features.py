@@ -39,9 +39,8 @@ GAIT_BINS: Final = slice(1, 34)  # 0.4 to 12.9 Hz, without the window's mean
 AXES: Final = ("x", "y", "z")
 _BIN_HZ: Final = np.fft.rfftfreq(WINDOW, 1 / SAMPLE_RATE_HZ)
 _HANN: Final = np.hanning(WINDOW)
-_BAND_OF_BIN: Final = np.equal.outer(np.digitize(_BIN_HZ, BAND_EDGES_HZ), np.arange(1, len(BAND_EDGES_HZ))).astype(
-    float
-)
+# First bin of each band; a band ends where the next one begins.
+_BAND_STARTS: Final = np.searchsorted(_BIN_HZ, BAND_EDGES_HZ[:-1])
 _BANDS: Final = tuple(f"band_{low}_{min(high, 25.0)}" for low, high in pairwise(BAND_EDGES_HZ))
 # Fewer products enter an autocorrelation at a longer lag.
 _UNBIASED: Final = WINDOW / (WINDOW - np.arange(STRIDE_LAGS.stop))
@@ -224,7 +223,7 @@ def _spectrum(source: str, signal: Floats, floor: float) -> Columns:
     """16 features of a signal's rhythm: band powers, the strongest frequency, autocorrelation. signal: (n, 128)."""
     centred = _centred(signal, signal.mean(-1))[0]
     power = np.abs(np.fft.rfft(centred * _HANN)) ** 2 / WINDOW
-    bands = 0.5 * np.log(power @ _BAND_OF_BIN + floor**2)
+    bands = 0.5 * np.log(np.add.reduceat(power, _BAND_STARTS, axis=-1) + floor**2)
     gait = power[:, GAIT_BINS]
     share = gait / (gait.sum(-1, keepdims=True) + ENERGY_FLOOR)
     correlation = _autocorrelation(centred)

@@ -12,22 +12,23 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from schemas.events import DriftDetected, Position, event_id
+from schemas.events import DriftDetected, Position, QualityDegraded, event_id
 from schemas.failpoints import reach
 from streams import state
-from streams.drift import Change, Detector
+from streams.drift import Change, Detector, Kind
 from streams.gate import Rejection, decode_chunk
 from streams.intake import Buffered, Intake, Names
+from streams.quality import Degraded, Refused, refused_of
 from streams.records import Chunk
 from streams.windows import empty_readings, no_windows
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A drift event with its deterministic id."""
+    """An event of the drift topic with its deterministic id."""
 
     id: str
-    event: DriftDetected
+    event: DriftDetected | QualityDegraded
 
 
 @dataclass(slots=True)
@@ -55,7 +56,7 @@ class Processor:
         *,
         model: str,
         load: Callable[[str], bytes | None],
-        fresh: type[Detector],
+        fresh: Kind,
         model_version: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -106,13 +107,18 @@ class Processor:
             for number, row in enumerate(taken.rows.tolist()):
                 readings = taken.readings.part(bounds[number], bounds[number + 1])
                 self._report(row, self.detectors[row].observe(readings, nothing), outcome)
-        elif len(taken.windows):
-            none = empty_readings()
-            windows = replace(taken.windows, measures=self.measure(taken.windows.values))
-            firsts = np.flatnonzero(np.diff(taken.window_rows, prepend=-1)).tolist()
-            for first, end in zip(firsts, [*firsts[1:], len(windows)], strict=True):
-                row = int(taken.window_rows[first])
-                self._report(row, self.detectors[row].observe(none, windows.chosen(slice(first, end))), outcome)
+        else:
+            none, refused = empty_readings(), self._refused(outcome.rejections)
+            if len(taken.windows):
+                windows = replace(taken.windows, measures=self.measure(taken.windows.values))
+                firsts = np.flatnonzero(np.diff(taken.window_rows, prepend=-1)).tolist()
+                for first, end in zip(firsts, [*firsts[1:], len(windows)], strict=True):
+                    row = int(taken.window_rows[first])
+                    of_device = windows.chosen(slice(first, end))
+                    found = self.detectors[row].observe(none, of_device, refused.pop(row, ()))
+                    self._report(row, found, outcome)
+            for row, items in refused.items():
+                self._report(row, self.detectors[row].observe(none, no_windows(), items), outcome)
         outcome.drifts.sort(key=lambda drift: drift.event.position.offset)
         reach("after-update")
         return outcome
@@ -136,9 +142,12 @@ class Processor:
     def _state(self, row: int) -> bytes:
         return state.encode(self.intake.buffered(row), self.detectors[row])
 
-    def _report(self, row: int, changes: list[Change], outcome: Outcome) -> None:
+    def _report(self, row: int, found: list[Change | Degraded], outcome: Outcome) -> None:
         device, config = self.names.by_row[row], self.detectors[row].config
-        for change in changes:
+        for change in found:
+            if isinstance(change, Degraded):
+                outcome.drifts.append(self._fault(device, change))
+                continue
             episode = event_id("episode", self.topic, self.partition, device, change.offset, change.ts, config)
             event = DriftDetected(
                 device=device,
@@ -159,5 +168,29 @@ class Processor:
                 model_version=self.model_version(),
                 episode=episode,
                 test=change.test,
+                estimate=change.estimate,
             )
             outcome.drifts.append(Drift(event_id("drift", episode, change.feature, change.statistic), event))
+
+    def _fault(self, device: str, fault: Degraded) -> Drift:
+        event = QualityDegraded(
+            device=device,
+            model=self.model,
+            channel=fault.channel,
+            fault=fault.fault,
+            ts=fault.ts,
+            position=Position(self.topic, self.partition, fault.offset),
+            ended=fault.ended,
+        )
+        about = (self.topic, self.partition, device, fault.channel, fault.fault, fault.offset, fault.ts, fault.ended)
+        return Drift(event_id("quality", *about), event)
+
+    def _refused(self, rejections: list[Rejection]) -> dict[int, list[Refused]]:
+        """What the gate refused of devices that are known, by row."""
+        found: dict[int, list[Refused]] = {}
+        for rejection in rejections:
+            item = refused_of(rejection.record.offset, rejection.reject_class, rejection.reason)
+            key = (rejection.record.key or b"").decode("ascii", "replace")
+            if item is not None and key in self.names:
+                found.setdefault(self.names[key], []).append(item)
+        return found

@@ -106,6 +106,7 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._next: dict[Any, int] = {}  # the offset with which the next chunk of a partition has to begin
+        self._skipped: set[Any] = set()  # partitions of which a chunk was fetched and not handed over
 
     def _new_consumer_thread(self) -> Any:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
@@ -123,6 +124,7 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
         self._next.clear()
         await super().perform_seek()
         self._next.clear()
+        self._skipped.clear()
 
     async def committed_through(self, offsets: dict[Any, int]) -> bool:
         """Commit that everything before these offsets is durable. False if the partitions have gone meanwhile."""
@@ -137,18 +139,20 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
                 records, active = await self._wait_next_records(1.0)
                 generation = self.app.consumer_generation_id
                 await asyncio.sleep(0)
-                if self.should_stop or not records:
+                if self.should_stop:
                     continue
                 if not self.flow_active:
-                    await self.perform_seek()
+                    if records:
+                        await self.perform_seek()
                     continue
+                await self._go_back(generation)
                 for place, found in records.items():
                     if self._in_chunks(place):
                         for chunk in found:
                             await self._hand_over(ensure_TP(place), chunk, generation)
                     else:
                         await self._hand_over_singly(ensure_TP(place), found, active, generation)
-        except self.consumer_stopped_errors as error:
+        except (asyncio.CancelledError, *self.consumer_stopped_errors) as error:
             if not self.transport.app.should_stop:
                 self.transport.failed(error)
         except Exception as error:  # noqa: BLE001 - Faust would stay alive, hold its partitions and read nothing
@@ -158,18 +162,29 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
         app = self.app
         return bool(app.rebalancing or not self.flow_active or app.consumer_generation_id != generation)
 
+    async def _go_back(self, generation: int) -> None:
+        """Fetch again what was not handed over. A rebalance does so too, but may have done it before the chunk came."""
+        for place in list(self._skipped):
+            if self._is_stale(generation):
+                return
+            self._skipped.discard(place)
+            if place in self.assignment():
+                wanted = self._next[place] = self._next.get(place) or await self._first_offset(place)
+                log.info("transport.sought", partition=place.partition, wanted=wanted)
+                await self._thread.call_thread(self._thread.seek, place, wanted)
+
     async def _hand_over(self, place: Any, chunk: Chunk, generation: int) -> None:
         """Let the chunk be processed, if it is the partition's next one; returns when there is room for another."""
-        if self._is_stale(generation):
-            return  # fetched again from what is committed
+        if self._is_stale(generation) or place in self._skipped:
+            self._skipped.add(place)
+            return
         wanted = self._next.get(place)
         if wanted is None:
             wanted = self._next[place] = await self._first_offset(place)
         if chunk.start > wanted:
             earliest = (await self.earliest_offsets(place)).get(place, 0)
             if earliest <= wanted:
-                log.info("transport.sought", partition=place.partition, wanted=wanted, fetched=chunk.start)
-                await self._thread.call_thread(self._thread.seek, place, wanted)
+                self._skipped.add(place)
                 return
             log.error("transport.expired", partition=place.partition, first_lost=wanted, first_left=earliest)
         elif chunk.end <= wanted:
@@ -178,13 +193,16 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
         elif chunk.start < wanted:
             chunk = chunk.since(wanted)
         if self._is_stale(generation):
+            self._skipped.add(place)
             return
         message = ConsumerMessage(
             place.topic, place.partition, chunk.end - 1, 0.0, 0, (), None, chunk, None, 0, 0, place,
             generation_id=generation,
         )  # fmt: skip
         await self.wait_first(self.callback(message), self.suspend_flow.wait())
-        if not (self.suspend_flow.is_set() or self._is_stale(generation)):
+        if self.suspend_flow.is_set() or self._is_stale(generation):
+            self._skipped.add(place)  # it may have been handed over: the agent knows what it has taken
+        else:
             self._next[place] = chunk.end
 
     async def _first_offset(self, place: Any) -> int:

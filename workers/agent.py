@@ -18,15 +18,20 @@ from schemas.errors import Retry
 from schemas.settings import Settings
 from schemas.topology import ACTIVITY
 from streams.agent import create_app
+from streams.confirmed import Confirmed
 from streams.current_model import CurrentModel
+from streams.detectors import kind_of
 from streams.kafka import client_config
 from streams.watchdog import PartitionOffsets, Watchdog
+from workers.profiles import Profiles
 from workers.startup import begin, stop_on_signals, wait_for_topics
 
 log = structlog.get_logger()
 
 # EX_SOFTWARE of sysexits.h: an internal error, as a supervisor's log shows it.
 STOPPED_EXIT_CODE: Final = 70
+# How long a start waits for the profile of the model in service; after that it goes on without, and takes it later.
+PROFILE_WAIT_S: Final = 20.0
 
 
 def run(settings: Settings) -> None:
@@ -42,8 +47,12 @@ def run(settings: Settings) -> None:
     except (KafkaException, KeyError) as error:
         raise Retry(f"partitions of {topic}: {error}") from error
     settings.home.mkdir(parents=True, exist_ok=True)
-    current = CurrentModel(settings).start()
-    app, watcher = create_app(settings, partitions, lambda: current.version, failed=end)
+    kind = kind_of(settings)
+    profiles = Profiles(settings, kind).start() if isinstance(kind, Confirmed) else None
+    current = CurrentModel(settings, profiles.follow if profiles else lambda _: None).start()
+    if profiles is not None and current.caught_up.wait(PROFILE_WAIT_S) and current.version is not None:
+        profiles.settled.wait(PROFILE_WAIT_S)  # so that a restart goes on with what was in force before
+    app, watcher = create_app(settings, partitions, lambda: current.version, kind=kind, failed=end)
     health.doing = "watching"
     health.ready = lambda: watcher.ready
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -18,25 +18,29 @@ from numpy.typing import NDArray
 from schemas.activity import ROTATION
 from schemas.events import DriftDetected, OffsetRange, TrainingWindow
 from schemas.settings import Settings
+from streams.measures import measure
+from streams.quality import Quality
 from streams.replay import Replayed, WindowExpired, end_ranges, replay
-from streams.windows import NO_LABEL, Floats, Ints
+from streams.windows import NO_LABEL, Floats, Ints, Windows
 from workers.retrain_task import Decline
 
 log = structlog.get_logger()
 
 _POLL_S: Final = 1.5
+MIN_ACTIVITIES: Final = 2  # that a classifier can be trained on
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
     """Labelled windows of one training window, split once and for all: the same seed splits them the same again.
 
-    values: (n, 128, 12). labels: (n,) activity codes. bouts: (n,). train, held_out: (n,) masks.
+    values: (n, 128, 12). labels: (n,) activity codes. bouts: (n,). devices: (n,) names. train, held_out: (n,) masks.
     """
 
     values: Floats
     labels: Ints
     bouts: Ints
+    devices: NDArray[np.str_]
     train: NDArray[np.bool_]
     held_out: NDArray[np.bool_]
 
@@ -118,17 +122,36 @@ def anchors(previous: Sequence[TrainingWindow], settings: Settings) -> list[Repl
 
 
 def piece_of(replayed: Replayed, settings: Settings) -> Piece:
-    """The labelled windows of what was read, split."""
+    """The labelled windows of what was read, split; without those in which a channel did not measure.
+
+    Raises Decline `quality` if that leaves less than two activities: a sensor's fault is mended, not learned.
+    """
     from workers.evaluation import split
     from workers.training import bouts_of
 
-    parts = {name: windows.chosen(windows.labels != NO_LABEL) for name, windows in sorted(replayed.windows.items())}
+    parts = {
+        name: windows.chosen((windows.labels != NO_LABEL) & measuring(windows))
+        for name, windows in sorted(replayed.windows.items())
+    }
+    dropped = sum(map(len, replayed.windows.values())) - sum(map(len, parts.values()))
+    if len({label for part in parts.values() for label in part.labels.tolist()}) < MIN_ACTIVITIES:
+        detail = f"{dropped} windows have no label or lie in a span in which a channel did not measure"
+        raise Decline("not-trained", "quality", detail, dropped=dropped)
     values = np.concatenate([part.values for part in parts.values()])
     labels = np.concatenate([part.labels for part in parts.values()])
     starts = np.concatenate([part.start for part in parts.values()])
     devices = np.repeat(np.array(list(parts)), [len(part) for part in parts.values()])
     chosen = split(labels, devices, starts, settings.training_seed)
-    return Piece(values, labels, bouts_of(labels, devices, starts), chosen.train, chosen.held_out)
+    return Piece(values, labels, bouts_of(labels, devices, starts), devices, chosen.train, chosen.held_out)
+
+
+def measuring(windows: Windows) -> NDArray[np.bool_]:
+    """(n,) which of a device's windows lie in no span that the agent tells `QualityDegraded` of."""
+    measures = [measure(windows.values[begin : begin + 512]) for begin in range(0, len(windows), 512)]
+    if not measures:
+        return np.zeros(0, np.bool_)
+    _, broken = Quality().observe(replace(windows, measures=np.concatenate(measures)))
+    return np.asarray(~broken.any(1))
 
 
 def all_have_rotation(pieces: Sequence[Piece]) -> bool:

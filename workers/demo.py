@@ -104,7 +104,11 @@ class _Demo:
             self.settings = stacks.start(
                 self.settings,
                 lambda text: None if text.startswith("created") else self._say(text),
-                {"DRIFTLOOP_FIRST_WINDOWS": str(wanted), "DRIFTLOOP_RECENT_WINDOWS": "240"},
+                {
+                    "DRIFTLOOP_FIRST_WINDOWS": str(wanted),
+                    "DRIFTLOOP_RECENT_WINDOWS": "240",
+                    "DRIFTLOOP_CALIBRATION_SECONDS": "300",
+                },
             )
         self._refuse_used_topic()
         self.log = read_events(self.settings, EVENT_TOPICS, follow=True)

@@ -34,6 +34,14 @@ _WHAT: Final = {
     "log-sd": "the strength of {feature} (log)",
     "rate-log-sd": "the speed of {feature} (log)",
     "value": "{feature}",
+    "log-ratio": "the strength of {feature} against rotation (log)",
+}
+_FAULTS: Final = {
+    "stuck": "its value is stuck",
+    "out-of-range": "it is at the end of its range or beyond",
+    "not-finite": "its values are no numbers",
+    "rate": "readings do not come at 50 Hz, or come from two devices of one name",
+    "gap": "readings are missing again and again",
 }
 REASONS: Final = {
     "no-model": "there is no model yet",
@@ -77,8 +85,8 @@ def tell(event: Event) -> str:
         case DriftDetected():
             return _drift(event)
         case QualityDegraded():
-            over = "measures again" if event.ended else f"is not measuring: {event.fault}"
-            return f"{event.device}: {event.channel} {over}"
+            over = "measures again" if event.ended else f"is not measuring: {_FAULTS[event.fault]}"
+            return f"{event.device}: {'the device' if event.channel == '*' else event.channel} {over}"
         case ModelRegistered():
             return _registered(event)
         case ModelDeployed():
@@ -103,9 +111,22 @@ def _drift(event: DriftDetected) -> str:
     unit = _UNITS.get(event.statistic, "")
     since = datetime.fromtimestamp(event.change_ts, UTC).strftime("%H:%M:%S")
     return (
-        f"{event.device}: {what} moved from {event.before:.2f} to {event.after:.2f}{unit}{doing}, "
+        f"{event.device}{_cause(event)} {what} moved from {event.before:.2f} to {event.after:.2f}{unit}{doing}, "
         f"{event.effect:.1f} σ, since {since} ({event.severity})"
     )
+
+
+def _cause(event: DriftDetected) -> str:
+    """What explains the drift, as far as a test has estimated it."""
+    estimate = event.estimate or {}
+    causes = []
+    if (degrees := estimate.get("rotation_deg")) is not None:
+        causes.append(f"is carried differently: turned by about {degrees:.0f}°")
+    if (gain := estimate.get("gain")) is not None:
+        causes.append(f"measures acceleration {gain:.2f} times as strong")
+    if not causes and event.test == "confidence":
+        causes.append("makes the model less sure")
+    return f" {' and '.join(causes)};" if causes else ":"
 
 
 def _registered(event: ModelRegistered) -> str:

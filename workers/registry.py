@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
-from deploy.modelfiles import ALLOWED, SMOKE, SmokeCases, digest
+from deploy.modelfiles import ALLOWED, PROFILE, SMOKE, SmokeCases, digest
 from deploy.trust import SigningKey, key_from, own_key
 from schemas.errors import Reject, Retry, UserError
 from schemas.events import ModelRegistered
@@ -50,11 +50,15 @@ class Tried:
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """The model to register. columns: feature names; examples: (n, k) held-out rows that the smoke test will ask."""
+    """The model to register. columns: feature names; examples: (n, k) held-out rows that the smoke test will ask.
+
+    profile: the reference profile's bytes.
+    """
 
     pipeline: Any
     columns: Sequence[str]
     examples: np.ndarray[Any, np.dtype[np.float64]]
+    profile: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +258,10 @@ def _log_model(client: MlflowClient, winner: Winner) -> str:
         path = Path(folder) / SMOKE
         path.write_bytes(msgspec.json.encode(smoke))
         client.log_model_artifact(info.model_id, str(path))
+        if winner.profile is not None:
+            path = Path(folder) / PROFILE
+            path.write_bytes(winner.profile)
+            client.log_model_artifact(info.model_id, str(path))
     return f"models:/{info.model_id}"
 
 

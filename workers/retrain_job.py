@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 import structlog
 
+from deploy.modelfiles import PROFILE
 from schemas.activity import ACTIVITIES
 from schemas.errors import Reject, Retry, UserError
 from schemas.events import CandidateScore, ChampionScore, ModelRegistered, event_id
@@ -34,6 +35,7 @@ from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Decl
 
 if TYPE_CHECKING:
     from workers.evaluation import Scores
+    from workers.training import Fitted
 
 log = structlog.get_logger()
 
@@ -179,12 +181,12 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
         ],
         figures=figures,
     )
-    numbers = {"seconds": round(time.monotonic() - begun, 1)}
     if not verdict.promote:
         _patiently(folder, lambda: registry.record_rejected(training, settings.model))
-        numbers |= _numbers("challenger", scores[best.name])
+        numbers = {"seconds": round(time.monotonic() - begun, 1)} | _numbers("challenger", scores[best.name])
         numbers |= {} if champion is None else _numbers("champion", champion)
         raise Decline("rejected", verdict.reason, verdict.detail, **numbers)
+    profile = _profile([*before, now], fitted, names)
     draft = ModelRegistered(
         model=settings.model,
         version="0",
@@ -207,15 +209,39 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
         window=recent.window,
         digest="",
         caused_by=[] if task.drift is None else [task.event_id],
+        profile=None if profile is None else PROFILE,
     )
 
     def registered() -> ModelRegistered:
         if (known := _registered_before(task, settings, client)) is not None:
             return known
-        winner = registry.Winner(best.pipeline, names, held_recent[0])
+        winner = registry.Winner(best.pipeline, names, held_recent[0], profile)
         return registry.register(client, settings.model, training, winner, draft, registry.signing_key(settings))
 
     return Result(registered=_patiently(folder, registered))
+
+
+def _profile(pieces: Sequence[Piece], fitted: Sequence[Fitted], names: Sequence[str]) -> bytes | None:
+    """The reference profile of all the training has seen, held-out windows too: they are recordings like the others.
+
+    None if the linear candidate could not be trained.
+    """
+    from streams.profile import encode
+    from workers.reference import linear_of, make_profile
+
+    linear = next((item.pipeline for item in fitted if item.name == "logistic-regression"), None)
+    if linear is None:
+        return None
+    offsets = np.cumsum([0, *(int(piece.bouts.max()) + 1 for piece in pieces)])
+    return encode(
+        make_profile(
+            np.concatenate([piece.values for piece in pieces]),
+            np.concatenate([piece.labels for piece in pieces]),
+            np.concatenate([piece.devices for piece in pieces]),
+            np.concatenate([piece.bouts + offsets[i] for i, piece in enumerate(pieces)]),
+            linear_of(linear, names),
+        )
+    )
 
 
 def _stacked(parts: Sequence[tuple[Floats, Ints]]) -> tuple[Floats, Ints]:

@@ -18,7 +18,7 @@ class Measurement:
 
     name: str
     settings: dict[str, Any]
-    figures: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -40,7 +40,7 @@ def show(measured: Measurement, to: Path | None) -> None:
             table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
         console.print(table)
     for name, value in measured.figures.items():
-        console.print(f"{name}: {value:.2f}")
+        console.print(f"{name}: {value:.2f}" if isinstance(value, float) else f"{name}: {value}")
     if to is not None:
         content = {
             "name": measured.name,

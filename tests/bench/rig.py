@@ -33,7 +33,7 @@ from tests.integration.agent_process import AGENT, Agent
 ROOT = Path(__file__).parents[2]
 POLL_S = 0.02
 START_TS = 1.7e9
-_PORTS = iter(range(30_000 + os.getpid() % 20_000, 60_000))
+_PORTS = iter(range(20_000 + os.getpid() % 10_000, 32_000))  # below those that the system gives to clients
 
 
 def cores() -> list[int]:
@@ -106,12 +106,14 @@ def rig() -> Iterator[Rig]:
     with tempfile.TemporaryDirectory(prefix="driftloop-bench-") as folder:
         home = Path(folder).resolve()
         stack = Stack(home, Settings(_env_file=None, home=home, kafka_bootstrap=None))
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else the broker would stay
         try:
             with pinned(OTHERS):
                 address = stack.up([], say, services={"kafka"})["DRIFTLOOP_KAFKA_BOOTSTRAP"]
             yield Rig(home, address)
         finally:
             stack.down()
+            signal.signal(signal.SIGTERM, before)
 
 
 def say(words: str) -> None:

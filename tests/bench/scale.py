@@ -13,6 +13,7 @@ import time
 from dataclasses import replace
 
 from schemas.topology import AGENT_STATE
+from streams import topics
 from streams.producer import messages
 from streams.recording import Recording
 from streams.simulator import simulate
@@ -51,11 +52,21 @@ def measure(
     settings = on.settings(f"devices{devices}x{count}", detector=detector)
     whole = crowd(devices, max(seconds, readings / devices / 50) + MORE_S)
     before = [recording.chosen(slice(0, -round(MORE_S * 50))) for recording in whole]
-    sent = on.fill(settings, before, batch)
     total = sum(map(len, before))
-    say(f"{devices} devices, {count} agents: {total:,} readings in {sent:,} messages")
+    topics.create(settings)
+    outgoing = list(messages(before, batch))
+    say(f"{devices} devices, {count} agents: {total:,} readings in {len(outgoing):,} messages")
     commits = Commits(settings)
+    if count == 1:
+        send(settings, before, outgoing)
     with agents(settings, count, ALL_CORES if count > 1 else CONSUMERS) as running:
+        if count > 1:  # the first one would have all partitions, and be done, before the second is there
+            wait_until(lambda: all(agent.ready for agent in running), 120, "ready", running)
+            for agent in running:
+                agent.seen.suspend()
+            send(settings, before, outgoing)
+            for agent in running:
+                agent.seen.resume()
         with pinned(OTHERS):
             done = catch_up(commits, running)
         grown = on.bytes_of(settings, AGENT_STATE)

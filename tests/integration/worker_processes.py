@@ -149,7 +149,7 @@ def of_type(found: Sequence[Envelope], kind: type[_Answer]) -> list[_Answer]:
     return [each.event for each in found if isinstance(each.event, kind)]
 
 
-def registered_version(settings: Settings, event: str, seed: int = 0) -> ModelRegistered:
+def registered_version(settings: Settings, event: str, seed: int = 0, profile: bytes | None = None) -> ModelRegistered:
     """A small model in MLflow, as the retrain worker leaves one."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
@@ -172,5 +172,5 @@ def registered_version(settings: Settings, event: str, seed: int = 0) -> ModelRe
         caused_by=[event],
     )
     training = registry.Training(event, {"seed": seed}, {"data.topic": "activity"}, {"recent": []}, [], {})
-    winner = registry.Winner(pipeline, FEATURES[:5], table)
+    winner = registry.Winner(pipeline, FEATURES[:5], table, profile)
     return registry.register(client, settings.model, training, winner, draft, registry.signing_key(settings))

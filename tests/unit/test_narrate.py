@@ -168,7 +168,7 @@ def test_a_reason_of_a_newer_program_is_told_as_it_is():
             QualityDegraded(
                 device="p", model="m", channel="gravity.x", fault="stuck", ts=0.0, position=Position("a", 0, 0)
             ),
-            "p: gravity.x is not measuring: stuck",
+            "p: gravity.x is not measuring: its value is stuck",
         ),
         (
             QualityDegraded(

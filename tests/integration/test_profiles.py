@@ -1,0 +1,60 @@
+"""The reference profile from a real MLflow into the agent's detectors."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploy.modelfiles import verify
+from streams.confirmed import Confirmed
+from streams.measures import COUNT
+from streams.profile import encode, learn
+from tests.integration.worker_processes import changed, registered_version
+from workers import registry
+from workers.profiles import Profiles
+
+
+@pytest.fixture
+def ready(settings, mlflow_uri, tmp_path):
+    return changed(settings, model=f"m{uuid.uuid4().hex[:8]}", home=tmp_path)
+
+
+def profile():
+    rng = np.random.default_rng(1)
+    devices, bouts = np.repeat(["a", "b"], 60), np.repeat(np.arange(12), 10)
+    return encode(learn(rng.normal(size=(120, COUNT)), np.zeros(120, int), devices, bouts, channels=[]))
+
+
+def in_force(kind):
+    """The profile that the next windows are measured by."""
+    kind.measure(np.empty((0, 128, 12)))
+    return kind.profile
+
+
+def test_the_profile_of_a_version_comes_into_force_and_is_kept_on_disk(ready):
+    """A restart while MLflow is away goes on as before; a version without a profile leaves the last one."""
+    made = registered_version(ready, "a", profile=profile())
+    files = registry.download(registry.connect(ready), f"models:/{ready.model}/{made.version}", Path(ready.home) / "m")
+    verify(files, made.digest)  # the deploy worker and the server still take the model
+    kind = Confirmed()
+    profiles = Profiles(ready, kind)
+    assert profiles.take(made.version)
+    assert in_force(kind).startswith(f"{made.version}:")
+    without = registered_version(ready, "b")
+    assert profiles.take(without.version)
+    assert in_force(kind).startswith(f"{made.version}:")
+    away, again = changed(ready, mlflow_tracking_uri="http://127.0.0.1:1"), Confirmed()
+    assert Profiles(away, again).take(made.version)
+    assert in_force(again) == in_force(kind)
+    assert not Profiles(away, again).take("99")
+
+
+def test_a_profile_that_cannot_be_used_leaves_the_one_in_force(ready):
+    """Written by another version of Driftloop, or damaged: nobody is judged by numbers that mean something else."""
+    kind = Confirmed()
+    made = registered_version(ready, "a", profile=b'{"format": 99}')
+    assert Profiles(ready, kind).take(made.version)
+    assert in_force(kind) == ""

@@ -1,0 +1,217 @@
+"""What the confirmed detector finds on simulated people, what it leaves alone, and what bad input does to it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import msgspec
+import numpy as np
+import pytest
+
+from schemas.activity import ACTIVITIES, ROTATION
+from streams.confirmed import COOLDOWN_S, Confirmed
+from streams.drift import Change
+from streams.inject import apply, parse_drift
+from streams.measures import MEASURED
+from streams.quality import Degraded
+from streams.simulator import simulate
+from streams.windows import NO_LABEL, Readings, cut, empty_readings
+from workers.backtest import reference_profile
+
+PEOPLE = 3
+SECONDS = 1600
+DRIFT_AT = 900
+CALIBRATION_S = 600
+BOUTS = (15.0, 45.0)
+
+
+@cache
+def people():
+    return simulate(PEOPLE, SECONDS, seed=3, start_ts=1.7e9, bout_seconds=BOUTS)
+
+
+@cache
+def profile():
+    return reference_profile(simulate(10, 1200, seed=11, start_ts=1.6e9, bout_seconds=BOUTS), 1)
+
+
+def kind(source="model", known=True):
+    made = Confirmed("standard", source, CALIBRATION_S)
+    if known:
+        made.adopt("1", profile())
+    return made
+
+
+def windows(recording, of=None):
+    readings = Readings(recording.ts, recording.values, recording.labels, np.arange(len(recording)))
+    found = cut(readings)[0]
+    return replace(found, measures=(of or kind()).measure(found.values))
+
+
+def found(recording, of=None, chunk=10**6):
+    of = of or kind()
+    whole, detector, said = windows(recording, of), of(), []
+    for begin in range(0, len(whole), chunk):
+        said += detector.observe(empty_readings(), whole.chosen(slice(begin, begin + chunk)))
+    return said
+
+
+def drifted(number, kind_of_drift, at=DRIFT_AT):
+    return apply(people()[number], parse_drift(f"{kind_of_drift}@{at}"), np.random.default_rng(number))
+
+
+def unlabelled(recording):
+    return replace(recording, labels=np.full(len(recording), NO_LABEL))
+
+
+@pytest.mark.parametrize("source", ["model", "auto"])
+def test_undrifted_people_are_left_alone(source):
+    """A false alarm costs a training and, worse, trust. At most one in all this time, to be generous."""
+    assert (
+        len({(number, item.ts) for number, person in enumerate(people()) for item in found(person, kind(source))}) <= 1
+    )
+
+
+@pytest.mark.parametrize("how", ["rotate:90", "rotate:45", "bias:0.3", "gain:1.5", "noise:0.3"])
+def test_most_drifts_are_found_without_labels_and_told_when_they_began(how):
+    """What it is for. The change point is where the retraining's window begins."""
+    alarms = []
+    for number in range(PEOPLE):
+        began = people()[number].ts[0] + DRIFT_AT
+        said = [item for item in found(unlabelled(drifted(number, how))) if item.ts > began]
+        alarms += [item for item in said if isinstance(item, Change)][:1]
+        for item in said[:1]:
+            assert item.ts - began < 400
+            assert -60 < item.change_ts - began < 300
+            assert item.change_ts < item.ts
+            assert item.change_offset < item.offset
+            assert item.activity in ACTIVITIES
+            assert (item.feature, item.statistic) in {(each.feature, each.kind) for each in MEASURED}
+    assert len(alarms) >= PEOPLE - 1
+
+
+@pytest.mark.parametrize(
+    ("how", "name", "low", "high"), [("rotate:45", "rotation_deg", 25, 65), ("gain:1.5", "gain", 1.3, 1.7)]
+)
+def test_an_alarm_estimates_by_how_much(how, name, low, high):
+    """`turned by about 43°` is what a person can act on."""
+    began = people()[0].ts[0] + DRIFT_AT
+    said = [[item for item in found(drifted(number, how)) if item.ts > began] for number in range(PEOPLE)]
+    estimates = [items[0].estimate[name] for items in said if items and name in (items[0].estimate or {})]
+    assert estimates
+    assert low < np.median(estimates) < high
+
+
+def test_a_device_without_a_gyroscope_is_judged_alike():
+    """Its rotation rate follows from attitude."""
+    recording = drifted(0, "gain:1.5")
+    values = recording.values.copy()
+    values[:, ROTATION] = np.nan
+    said = found(replace(recording, values=values))
+    assert said
+    assert said[0].ts > recording.ts[0] + DRIFT_AT
+
+
+def test_what_is_said_does_not_depend_on_how_many_windows_come_at_once_nor_on_restarts():
+    """Replayed after a crash, the same readings must give the same event ids."""
+    of, recording = kind("auto"), drifted(0, "bias:0.3")
+    mixed = recording.labels.copy()
+    mixed[: len(mixed) // 3] = NO_LABEL  # from the model first, then from labels
+    values = recording.values.copy()
+    values[2_000:3_000, 9] = values[2_000, 9]  # and a stuck sensor meanwhile
+    recording = replace(recording, labels=mixed, values=values)
+    said = found(recording, of)
+    assert any(isinstance(item, Change) for item in said)
+    assert any(isinstance(item, Degraded) for item in said)
+    for chunk in (1, 7, 64):
+        assert found(recording, of, chunk) == said
+    whole, restarted = windows(recording, of), []
+    state = of().dump()
+    for begin in range(0, len(whole), 50):
+        detector = of()
+        detector.load(msgspec.msgpack.decode(msgspec.msgpack.encode(state)))
+        restarted += detector.observe(empty_readings(), whole.chosen(slice(begin, begin + 50)))
+        state = detector.dump()
+    assert restarted == said
+    assert len(msgspec.msgpack.encode(state)) < 20_000
+
+
+def test_a_device_that_never_calibrates_is_never_judged():
+    """Nothing is known of it: silence, not a guess."""
+    assert found(drifted(0, "rotate:90", at=100).between(0, CALIBRATION_S)) == []
+
+
+def test_one_activity_alone_is_no_drift():
+    """A month of sitting after a day of everything."""
+    person = people()[0]
+    sitting = person.chosen(np.flatnonzero(person.labels == ACTIVITIES.index("sit")))
+    sitting = replace(sitting, ts=person.ts[-1] + 2 + np.arange(len(sitting)) / 50)
+    of = kind("label")
+    detector = of()
+    assert detector.observe(empty_readings(), windows(person, of)) == []
+    for turn in range(6):
+        later = replace(sitting, ts=sitting.ts + turn * (len(sitting) / 50 + 2))
+        assert detector.observe(empty_readings(), windows(later, of)) == []
+
+
+def test_without_a_model_a_device_calibrates_on_itself():
+    """Before the first model labels say what to compare; without any, nothing is judged, nor wrongly."""
+    said = found(drifted(0, "bias:0.3"), kind("auto", known=False))
+    assert [item.ts > people()[0].ts[0] + DRIFT_AT for item in said][:1] == [True]
+    assert said[0].activity in ACTIVITIES
+    for person in people():
+        assert found(unlabelled(person), kind("auto", known=False)) == []
+    assert found(unlabelled(drifted(0, "rotate:90")), kind("auto", known=False)) == []
+
+
+def test_a_new_profile_keeps_what_the_device_has_shown():
+    """A deployment changes what people on the whole are like; it does not blind every device for ten minutes."""
+    of = kind("auto", known=False)
+    detector, recording = of(), drifted(1, "bias:0.3", at=800)
+    before = recording.between(0, 700)
+    assert detector.observe(empty_readings(), windows(before, of)) == []
+    of.adopt("1", profile())
+    said = detector.observe(empty_readings(), windows(recording.between(700), of))
+    assert detector.profile == "1"
+    assert said
+    assert recording.ts[0] + 800 < said[0].ts < recording.ts[0] + 1200
+
+
+def test_state_of_another_profile_is_taken_over():
+    """A restart that does not reach MLflow at once must not throw the devices' calibration away."""
+    old, new = kind("auto"), Confirmed("standard", "auto", CALIBRATION_S)
+    detector = old()
+    detector.observe(empty_readings(), windows(people()[0].between(0, 600), old))
+    taken = new()
+    taken.load(detector.dump())
+    taken.observe(empty_readings(), windows(people()[0].between(600, 700), new))
+    assert taken.profile == ""
+    for code, item in detector.calibration.learned.items():
+        assert taken.calibration.bouts(code) >= item.bouts
+
+
+def test_two_alarms_of_a_device_keep_their_distance():
+    """A sensor that comes loose drifts again and again; it is one thing to look at."""
+    recording = people()[0]
+    for turn, at in enumerate(range(600, 1500, 100)):
+        recording = apply(
+            recording, parse_drift(f"bias:{0.9 if turn % 2 == 0 else -0.9}@{at}"), np.random.default_rng(1)
+        )
+    alarms = sorted({item.ts for item in found(recording, kind("auto"))})
+    assert alarms
+    assert (np.diff(alarms) >= COOLDOWN_S).all()
+
+
+def test_a_broken_channel_is_told_as_such_and_not_as_drift():
+    """A sensor's fault is mended, not learned."""
+    recording = people()[0]
+    values = recording.values.copy()
+    values[45_000:60_000, 10] = values[45_000, 10]
+    said = found(replace(recording, values=values))
+    assert [(item.channel, item.fault, item.ended) for item in said] == [
+        ("userAcceleration.y", "stuck", False),
+        ("userAcceleration.y", "stuck", True),
+    ]
+    assert 0 < said[0].ts - recording.ts[45_000] < 10
+    assert 0 < said[1].ts - recording.ts[60_000] < 10
