@@ -24,11 +24,12 @@ from schemas.errors import Stop
 from schemas.events import QualityDegraded
 from schemas.failpoints import reach
 from schemas.settings import Settings
-from schemas.topology import ACTIVITY, AGENT_GROUP, DEVICES_TABLE, DRIFT, dead_letters
-from streams import state
+from schemas.topology import ACTIVITY, AGENT_GROUP, DEVICE_STATISTICS, DEVICES_TABLE, DRIFT, dead_letters
+from streams import counters, devicestats, state
 from streams.deadletters import dead_letter_headers, fitting
 from streams.detectors import kind_of
 from streams.drift import Kind
+from streams.devicestats import DeviceStatistics
 from streams.gate import Rejection
 from streams.outbox import Outbox
 from streams.processor import Drift, Processor
@@ -45,6 +46,8 @@ WAITING_CHUNKS: Final = 2
 STATE_SHARE: Final = 0.1
 # A drift is followed by a checkpoint, so that a crash seldom repeats it; but not by one each.
 SOONEST_CHECKPOINT_S: Final = 0.1
+# A checkpoint that takes so long, half a session, may have been overtaken by another owner.
+UNSURE_S: Final = 5.0
 # So many checkpoints may be due before the agent waits for one.
 MOST_CHECKPOINTS_BEHIND: Final = 4
 # A process that is told to end does not wait for a broker that is away.
@@ -66,9 +69,13 @@ class Watcher:
         self.drift = settings.topic(DRIFT)
         self.dead_letters = settings.topic(dead_letters(ACTIVITY))
         self.changelog = table.changelog_topic.get_topic_name()
+        self.statistics = settings.topic(DEVICE_STATISTICS)
         self.outbox = Outbox(settings)
+        self.show = DeviceStatistics(settings.device_statistics)
+        self.counters = counters.of_agent()
         self.processors: dict[int, Processor] = {}
         self.taken: dict[int, int] = {}  # the offset behind the last chunk taken of each partition
+        self.begun: dict[int, int] = {}  # where the first of them began
         self.committed: dict[int, int] = {}
         self.readings = 0  # since the last checkpoint
         self.due = 0.0  # when the next checkpoint may begin
@@ -82,6 +89,7 @@ class Watcher:
         """Drop everything that is not durable; what was not committed is delivered again to its new owner."""
         self.processors.clear()
         self.taken.clear()
+        self.begun.clear()
         self.committed.clear()
         self.readings = 0
         self.outbox.forget()
@@ -104,12 +112,17 @@ class Watcher:
             return
         if chunk.start < known:
             chunk = chunk.since(known)
+        self.begun.setdefault(partition, chunk.start)
         outcome = self._processor(partition).process(chunk)
         self.taken[partition] = chunk.end
         self.turned = time.monotonic()
         self.readings += max(len(chunk), outcome.readings)
+        counters.count(self.counters, chunk.offsets, outcome)
         for drift in outcome.drifts:
+            self.show.drifted(drift.event.device)
             await self._send(*self._drift(drift))
+        for shown in outcome.shown:
+            self.outbox.tell(self.statistics, *devicestats.encode(shown))
         for rejection in outcome.rejections:
             await self._send(*self._dead_letter(partition, rejection))
             reach("while-dead-lettering")
@@ -127,7 +140,7 @@ class Watcher:
     async def _checkpoint(self) -> None:
         async with self.lock:
             self.turned = time.monotonic()
-            generation = self.app.consumer_generation_id
+            generation, asked = self.app.consumer_generation_id, time.monotonic()
             if self.closed or self.app.rebalancing or self.taken == self.committed:
                 return
             # State as of now; chunks may go on changing it while this one is on its way.
@@ -138,9 +151,12 @@ class Watcher:
             self.due = time.monotonic() + max(SOONEST_CHECKPOINT_S, spent / STATE_SHARE)
             await self.outbox.acknowledged()
             reach("after-drift-send")
+            reach("before-state-write")
             if self.closed or generation != self.app.consumer_generation_id:
                 return
-            reach("before-state-write")
+            if time.monotonic() - asked > UNSURE_S and not await self._is_ours():
+                # Stopped for so long that the partitions have moved: the state is older than their new owner's.
+                raise Stop("the group takes no commits from this agent any more; starting again as its member")
             for partition, devices in states.items():
                 for device, blob in devices.items():
                     await self._send(self.changelog, device.encode(), blob, None, partition)
@@ -153,6 +169,11 @@ class Watcher:
             offsets = {TP(self.activity, partition): end for partition, end in taken.items()}
             if generation == self.app.consumer_generation_id and await self.app.consumer.committed_through(offsets):
                 self.committed = taken
+
+    async def _is_ours(self) -> bool:
+        """Whether the group still takes our commits: the broker knows better than we do."""
+        same = {TP(self.activity, partition): start for partition, start in (self.begun | self.committed).items()}
+        return bool(await self.app.consumer.committed_through(same))
 
     async def tend(self) -> None:
         """Wait until it is time for a checkpoint, and make it; let devices go that have been silent for long."""
@@ -187,6 +208,7 @@ class Watcher:
                 load=lambda device: self.table.data.data.get(device.encode()),
                 fresh=self.fresh,
                 model_version=self.model_version,
+                show=self.show,
             )
         return processor
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from typing import Any, Final
 
@@ -66,6 +67,11 @@ class Outbox:
             raise
         except Exception as error:
             raise Stop(f"{topic} does not take what the agent sends: {error}") from error
+
+    def tell(self, topic: str, key: bytes, value: bytes) -> None:
+        """Hand over a record that may be lost: nobody waits for it, and it makes nobody wait."""
+        with contextlib.suppress(BufferError):
+            self.producer.produce(topic, key=key, value=value)
 
     async def acknowledged(self) -> None:
         """Return once Kafka has acknowledged everything sent before. Raises Stop if it has not in ACKNOWLEDGE_S."""

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from schemas.events import DriftDetected, Position, QualityDegraded, event_id
+from schemas.events import DriftDetected, Position, QualityDegraded, WindowStatistics, event_id
 from schemas.failpoints import reach
 from streams import state
+from streams.devicestats import DeviceStatistics
 from streams.drift import Change, Detector, Kind
 from streams.gate import Rejection, decode_chunk
 from streams.intake import Buffered, Intake, Names
@@ -37,6 +38,7 @@ class Outcome:
 
     drifts: list[Drift] = field(default_factory=list)
     rejections: list[Rejection] = field(default_factory=list)
+    shown: list[WindowStatistics] = field(default_factory=list)
     readings: int = 0
     windows: int = 0
     duplicates: int = 0
@@ -47,6 +49,7 @@ class Processor:
 
     load: a device's saved state, or None. fresh: a new detector. model_version: the version that serves now, if known;
     it is told in events but decides nothing, so replays agree on ids. clock: seconds, to tell which devices are silent.
+    show: for people to look at.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Processor:
         fresh: Kind,
         model_version: Callable[[], str | None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        show: DeviceStatistics | None = None,
     ) -> None:
         self.topic = topic
         self.partition = partition
@@ -68,6 +72,7 @@ class Processor:
         self.measure = fresh.measure
         self.model_version = model_version
         self.clock = clock
+        self.show = show
         self.intake = Intake(windowed=self.measure is not None)
         self.names = Names(self._added)
         self.detectors: list[Detector] = []
@@ -115,6 +120,8 @@ class Processor:
                 for first, end in zip(firsts, [*firsts[1:], len(windows)], strict=True):
                     row = int(taken.window_rows[first])
                     of_device = windows.chosen(slice(first, end))
+                    if self.show is not None and (shown := self.show.of(self.names.by_row[row], of_device)):
+                        outcome.shown.append(shown)
                     found = self.detectors[row].observe(none, of_device, refused.pop(row, ()))
                     self._report(row, found, outcome)
             for row, items in refused.items():

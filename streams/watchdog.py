@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
-from confluent_kafka import ConsumerGroupTopicPartitions, IsolationLevel, KafkaException, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from schemas.errors import Stop
@@ -46,19 +46,19 @@ class PartitionOffsets:
 
     def __init__(self, settings: Settings) -> None:
         self.topic = settings.topic(ACTIVITY)
-        self.group = f"{settings.namespace}{AGENT_GROUP}"
         self.admin = AdminClient(client_config(settings))
+        # librdkafka 2.16 ends the process where an admin client asks a coordinator that is not ready for offsets.
+        group = f"{settings.namespace}{AGENT_GROUP}"
+        self.consumer = Consumer(client_config(settings, **{"group.id": group, "enable.auto.commit": False}))
 
     def ask(self) -> dict[int, Place] | None:
         """Each partition's place; None while the broker does not tell."""
         try:
             numbers = self.admin.list_topics(self.topic, timeout=_TIMEOUT_S).topics[self.topic].partitions
             partitions = [TopicPartition(self.topic, number) for number in numbers]
-            group = ConsumerGroupTopicPartitions(self.group, partitions)
-            asked = self.admin.list_consumer_group_offsets([group], request_timeout=_TIMEOUT_S)[self.group]
             firsts, ends = self._ends(partitions, OffsetSpec.earliest()), self._ends(partitions, OffsetSpec.latest())
             places = {}
-            for place in asked.result().topic_partitions:
+            for place in self.consumer.committed(partitions, timeout=_TIMEOUT_S):
                 number = place.partition
                 places[number] = Place(max(firsts[number], place.offset), ends[number])
         except (KafkaException, KeyError):

@@ -55,6 +55,7 @@ def run(settings: Settings) -> None:
     app, watcher = create_app(settings, partitions, lambda: current.version, kind=kind, failed=end)
     health.doing = "watching"
     health.ready = lambda: watcher.ready
+    health.samples = watcher.counters.samples
 
     def watch_turns() -> None:
         while True:

@@ -199,11 +199,15 @@ def record_rejected(training: Training, model: str) -> None:
             _log(training)
 
 
+class _Profiled(msgspec.Struct):
+    profile: str | None = None
+
+
 def profile_of(client: MlflowClient, model: str, version: str) -> str | None:
     """Which file of a version is its reference profile, if it has one. Raises Retry; Reject `unknown-version`."""
     with world_may_fail():
         content = client.get_model_version(model, version).tags.get(REGISTERED_TAG)
-    return None if content is None else _with_version(content, version).profile
+    return None if content is None else msgspec.json.decode(content, type=_Profiled).profile
 
 
 def download(client: MlflowClient, uri: str, into: Path) -> Path:
