@@ -28,8 +28,8 @@ from schemas.topology import ACTIVITY, AGENT_GROUP, DEVICE_STATISTICS, DEVICES_T
 from streams import counters, devicestats, state
 from streams.deadletters import dead_letter_headers, fitting
 from streams.detectors import kind_of
-from streams.drift import Kind
 from streams.devicestats import DeviceStatistics
+from streams.drift import Kind
 from streams.gate import Rejection
 from streams.outbox import Outbox
 from streams.processor import Drift, Processor
