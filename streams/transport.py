@@ -120,11 +120,13 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
             super().on_buffer_full(tp)
 
     async def perform_seek(self) -> None:
-        """Go back to what is committed; every assignment ends here."""
+        """Go back to what is committed; every assignment ends here.
+
+        Not of a partition of which nothing is committed: what was skipped of it stays so, until it is gone back for.
+        """
         self._next.clear()
         await super().perform_seek()
         self._next.clear()
-        self._skipped.clear()
 
     async def committed_through(self, offsets: dict[Any, int]) -> bool:
         """Commit that everything before these offsets is durable. False if the partitions have gone meanwhile."""
