@@ -26,7 +26,10 @@ DEAD_LETTER_BYTES: Final = ACCEPTED_BYTES + 64 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One topic. key: what its records are keyed by. retention_ms: -1 keeps for ever; None is the broker's default."""
+    """One topic. key: what its records are keyed by. retention_ms: -1 keeps for ever; None is the broker's default.
+
+    more: further settings in Kafka's words.
+    """
 
     name: str
     key: Literal["device", "model", "letter", "as received"]
@@ -37,11 +40,12 @@ class Topic:
     cleanup: Literal["delete", "compact"] = "delete"
     retention_ms: int | None = None
     max_message_bytes: int | None = None
+    more: tuple[tuple[str, str], ...] = ()
 
     @property
     def config(self) -> dict[str, str]:
         """The topic's settings in Kafka's words."""
-        config: dict[str, str] = {"cleanup.policy": self.cleanup}
+        config: dict[str, str] = {"cleanup.policy": self.cleanup, **dict(self.more)}
         if self.retention_ms is not None:
             config["retention.ms"] = str(self.retention_ms)
         if self.max_message_bytes is not None:
@@ -97,6 +101,13 @@ AGENT_STATE: Final = Topic(
     ("agent",),
     ACTIVITY.partitions,
     cleanup="compact",
+    # Small segments, cleaned early: a start reads all that is there. But not at once: an agent that was stopped for long
+    # may have written an older state behind a newer one, and of two the furthest counts, as long as both are there.
+    more=(
+        ("segment.bytes", str(32 * 1024 * 1024)),
+        ("min.cleanable.dirty.ratio", "0.1"),
+        ("min.compaction.lag.ms", str(600_000)),
+    ),
 )
 
 
