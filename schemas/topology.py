@@ -101,8 +101,8 @@ AGENT_STATE: Final = Topic(
     ("agent",),
     ACTIVITY.partitions,
     cleanup="compact",
-    # Small segments, cleaned early: a start reads all that is there. But not at once: an agent that was stopped may have
-    # written an older state behind a newer one, and of two the furthest counts, as long as both are there.
+    # Small segments, cleaned early: a start reads all that is there. But not at once: an agent that was stopped may
+    # have written an older state behind a newer one, and of two the furthest counts, as long as both are there.
     more=(
         ("segment.bytes", str(32 * 1024 * 1024)),
         ("min.cleanable.dirty.ratio", "0.1"),

@@ -126,7 +126,8 @@ class Watcher:
         for rejection in outcome.rejections:
             await self._send(*self._dead_letter(partition, rejection))
             reach("while-dead-lettering")
-        _tell(partition, outcome.rejections)
+        _tell_rejected(partition, outcome.rejections)
+        _tell_found(outcome.drifts)
         if outcome.drifts or self.readings >= self.settings.checkpoint_readings:
             self.full.set()
             if self.readings >= MOST_CHECKPOINTS_BEHIND * self.settings.checkpoint_readings:
@@ -219,14 +220,7 @@ class Watcher:
 
     def _drift(self, drift: Drift) -> tuple[Any, ...]:
         event = drift.event
-        if isinstance(event, QualityDegraded):
-            about = {"device": event.device, "channel": event.channel, "fault": event.fault}
-            log.warning("quality.degraded", id=drift.id, ended=event.ended, **about)
-            root = None
-        else:
-            about = {"device": event.device, "feature": event.feature, "statistic": event.statistic}
-            log.info("drift.detected", id=drift.id, effect=event.effect, **about)
-            root = event.episode
+        root = None if isinstance(event, QualityDegraded) else event.episode
         return self.drift, *encode(
             envelope(event, id=drift.id, source=SOURCE, subject=event.device, time=event.ts, root=root)
         )
@@ -247,7 +241,22 @@ class Watcher:
         return sorted(place.partition for place in self.app.consumer.assignment() if place.topic == self.activity)
 
 
-def _tell(partition: int, rejections: list[Rejection]) -> None:
+def _tell_found(drifts: list[Drift]) -> None:
+    """One line for each device: `raw` mode finds several a second, and they are on the topic."""
+    by_device: dict[str, list[Drift]] = {}
+    for drift in drifts:
+        by_device.setdefault(drift.event.device, []).append(drift)
+    for device, alike in by_device.items():
+        first = alike[0].event
+        if isinstance(first, QualityDegraded):
+            about = {"channel": first.channel, "fault": first.fault, "ended": first.ended}
+            log.warning("quality.degraded", device=device, id=alike[0].id, count=len(alike), **about)
+        else:
+            about = {"feature": first.feature, "statistic": first.statistic, "effect": first.effect}
+            log.info("drift.detected", device=device, id=alike[0].id, count=len(alike), **about)
+
+
+def _tell_rejected(partition: int, rejections: list[Rejection]) -> None:
     """One line for each class: a sensor that sends nothing but nonsense must not fill the disk with our logs."""
     by_class: dict[str, list[Rejection]] = {}
     for rejection in rejections:
