@@ -17,7 +17,8 @@ def _off(name: str) -> None:
     """Nothing ends here."""
 
 
-def _armed(wanted: str) -> Callable[[str], None]:
+def armed(wanted: str, then: Callable[[], object]) -> Callable[[str], None]:
+    """A `reach` that does something at the nth time that a point is reached; wanted: "name" or "name:nth"."""
     name, _, nth = wanted.partition(":")
     left = int(nth or 1)
 
@@ -26,9 +27,13 @@ def _armed(wanted: str) -> Callable[[str], None]:
         if reached == name:
             left -= 1
             if left == 0:
-                os._exit(EXIT_CODE)
+                then()
 
     return reach
 
 
-reach: Final[Callable[[str], None]] = _armed(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else _off
+def _end() -> None:
+    os._exit(EXIT_CODE)
+
+
+reach: Final[Callable[[str], None]] = armed(os.environ[VARIABLE], _end) if os.environ.get(VARIABLE) else _off

@@ -98,18 +98,6 @@ def no_windows() -> Windows:
     return Windows(np.empty((0, WINDOW, len(CHANNEL_NAMES))), np.empty(0), np.empty(0), none, none, none)
 
 
-def joined(parts: list[Readings]) -> Readings:
-    """Readings one after the other."""
-    if len(parts) == 1:
-        return parts[0]
-    return Readings(
-        np.concatenate([part.ts for part in parts]),
-        np.concatenate([part.values for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        np.concatenate([part.offsets for part in parts]),
-    )
-
-
 def gravity_of(attitude: Floats) -> Floats:
     """(…, 3) gravity in g from (…, 3) roll, pitch, yaw in rad: (cos p sin r, -sin p, -cos p cos r).
 

@@ -11,16 +11,7 @@ from schemas import failpoints
 
 
 def main() -> None:
-    name, _, nth = sys.argv[1].partition(":")
-    left = int(nth or 1)
-
-    def reach(reached: str) -> None:
-        nonlocal left
-        if reached == name:
-            left -= 1
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGSTOP)
-
+    reach = failpoints.armed(sys.argv[1], lambda: os.kill(os.getpid(), signal.SIGSTOP))
     failpoints.reach = reach  # before any module that reaches points has taken it
     sys.argv[1:] = ["run", "agent"]
     from workers.cli import main as cli
