@@ -82,6 +82,9 @@ class Watcher:
         self.sweep = 0.0  # when silent devices are next looked for
         self.full = asyncio.Event()
         self.lock = asyncio.Lock()
+        # Held while what a chunk led to is handed over, which waits when too much is on its way: no state may be taken
+        # that is ahead of it.
+        self.steady = asyncio.Lock()
         self.closed = False
         self.turned = time.monotonic()
 
@@ -112,20 +115,21 @@ class Watcher:
             return
         if chunk.start < known:
             chunk = chunk.since(known)
-        self.begun.setdefault(partition, chunk.start)
-        outcome = self._processor(partition).process(chunk)
-        self.taken[partition] = chunk.end
-        self.turned = time.monotonic()
-        self.readings += max(len(chunk), outcome.readings)
-        counters.count(self.counters, chunk.offsets, outcome)
-        for drift in outcome.drifts:
-            self.show.drifted(drift.event.device)
-            await self._send(*self._drift(drift))
-        for shown in outcome.shown:
-            self.outbox.tell(self.statistics, *devicestats.encode(shown))
-        for rejection in outcome.rejections:
-            await self._send(*self._dead_letter(partition, rejection))
-            reach("while-dead-lettering")
+        async with self.steady:
+            self.begun.setdefault(partition, chunk.start)
+            outcome = self._processor(partition).process(chunk)
+            self.taken[partition] = chunk.end
+            self.turned = time.monotonic()
+            self.readings += max(len(chunk), outcome.readings)
+            counters.count(self.counters, chunk.offsets, outcome)
+            for drift in outcome.drifts:
+                self.show.drifted(drift.event.device)
+                await self._send(*self._drift(drift))
+            for shown in outcome.shown:
+                self.outbox.tell(self.statistics, *devicestats.encode(shown))
+            for rejection in outcome.rejections:
+                await self._send(*self._dead_letter(partition, rejection))
+                reach("while-dead-lettering")
         _tell_rejected(partition, outcome.rejections)
         _tell_found(outcome.drifts)
         if outcome.drifts or self.readings >= self.settings.checkpoint_readings:
@@ -145,10 +149,11 @@ class Watcher:
             if self.closed or self.app.rebalancing or self.taken == self.committed:
                 return
             # State as of now; chunks may go on changing it while this one is on its way.
-            taken, self.readings = dict(self.taken), 0
-            begun = time.thread_time()
-            states = {partition: processor.snapshot() for partition, processor in self.processors.items()}
-            spent = time.thread_time() - begun
+            async with self.steady:
+                taken, self.readings = dict(self.taken), 0
+                begun = time.thread_time()
+                states = {partition: processor.snapshot() for partition, processor in self.processors.items()}
+                spent = time.thread_time() - begun
             self.due = time.monotonic() + max(SOONEST_CHECKPOINT_S, spent / STATE_SHARE)
             await self.outbox.acknowledged()
             reach("after-drift-send")
