@@ -31,6 +31,7 @@ from streams.detectors import kind_of
 from streams.devicestats import DeviceStatistics
 from streams.drift import Kind
 from streams.gate import Rejection
+from streams.kafka import client_config
 from streams.outbox import Outbox
 from streams.processor import Drift, Processor
 from streams.records import Chunk
@@ -346,7 +347,7 @@ def create_app(
         datadir=settings.home / "faust",
         Table=_DevicesTable,
     )
-    app.transport = ChunkTransport(app, frozenset([activity]), failed)
+    app.transport = ChunkTransport(app, activity, client_config(settings), failed)
     table = app.Table(DEVICES_TABLE, partitions=partitions, key_type=bytes, value_type=bytes)
     table.failed = failed
     watcher = app.watcher = Watcher(app, settings, table, model_version, kind or kind_of(settings))

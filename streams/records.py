@@ -30,11 +30,11 @@ class Chunk:
 
     start: int
     end: int
-    offsets: list[int]
+    offsets: Sequence[int]
     timestamps: list[int]
     keys: list[bytes | None]
     values: list[bytes | None]
-    headers: list[Headers]
+    headers: Sequence[Headers]
 
     def __len__(self) -> int:
         return len(self.offsets)

@@ -1,13 +1,12 @@
 """A Faust transport that hands over what one fetch brought of a partition as one event, in the log's order.
 
 Faust spends 100 µs on an event, so one event a reading is ten thousand readings a second. Here an event's value is a
-`Chunk` of thousands of records. Faust stays what it is: membership, rebalances, tables and their recovery.
+`Chunk` of thousands of records. Faust stays what it is: membership, rebalances, commits, tables and their recovery,
+all through aiokafka. Only the readings are fetched by librdkafka (`streams.fetch`), from what is committed once an
+assignment is complete, and so again after each.
 
-Around a rebalance aiokafka's fetcher and Faust between them repeat records, and skip some: what had been fetched before
-is still handed over after Faust has gone back to the committed offset. So each chunk names the offset that its fetch
-was asked for, and is handed over only if it goes on where the one before it ended; if it does not, the partition is
-sought back. Nothing is ever acknowledged to Faust, whose own bookkeeping commits past what was not processed (#606,
-#527): what is durable is committed as it is.
+Nothing is ever acknowledged to Faust, whose own bookkeeping commits past what was not processed (#606, #527): what is
+durable is committed as it is.
 
 Leans on private parts of Faust and aiokafka, all of them here: PRIVATE lists them, a test holds them.
 """
@@ -15,24 +14,22 @@ Leans on private parts of Faust and aiokafka, all of them here: PRIVATE lists th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any, Final
 
+import aiokafka.consumer.consumer as aiokafka_consumer
 import aiokafka.consumer.fetcher as aiokafka_fetcher
 import faust
-import structlog
-from aiokafka.errors import CorruptRecordException
 from faust.transport.consumer import ensure_TP
 from faust.transport.drivers import aiokafka as driver
-from faust.types import ConsumerMessage
+from faust.types import TP, ConsumerMessage
 
-from schemas.errors import Stop
+from streams.fetch import ChunkFetcher
 from streams.records import Chunk
 
-log = structlog.get_logger()
-
-# A fetch that waits for silent partitions keeps the next one of a busy partition waiting: not for Faust's 1.5 s.
-FETCH_WAIT_MS: Final = 250
+# How long what is fetched for tables may keep a rebalance waiting.
+TABLES_S: Final = 0.2
 
 # (where, name): what an upgrade of Faust or aiokafka must still have.
 PRIVATE: Final = (
@@ -42,91 +39,37 @@ PRIVATE: Final = (
     ("faust.transport.consumer.Consumer", "_get_active_partitions"),
     ("faust.transport.consumer.Consumer", "on_buffer_full"),
     ("faust.transport.consumer.Consumer", "perform_seek"),
-    ("faust.transport.drivers.aiokafka.Consumer", "_new_consumer_thread"),
+    ("faust.transport.consumer.Consumer", "verify_event_path"),
     ("faust.transport.drivers.aiokafka.Consumer", "_to_message"),
-    ("faust.transport.drivers.aiokafka.AIOKafkaConsumerThread", "_create_worker_consumer"),
-    ("aiokafka.consumer.fetcher", "PartitionRecords"),
-    ("aiokafka.consumer.fetcher.PartitionRecords", "_unpack_records"),
-    ("aiokafka.consumer.fetcher.PartitionRecords", "_consume_aborted_up_to"),
-    ("aiokafka.consumer.fetcher.PartitionRecords", "_contains_abort_marker"),
+    ("aiokafka.consumer.consumer", "Fetcher"),
+    ("aiokafka.consumer.fetcher.Fetcher", "_get_actions_per_node"),
 )
 
 
-class ChunkRecords(aiokafka_fetcher.PartitionRecords):  # type: ignore[misc]  # no types published
-    """What one fetch brought of a partition, as one record: a Chunk. Aborted records and markers are left out."""
-
-    next_fetch_offset: int
-
-    def _unpack_records(self) -> Any:
-        start = self.next_fetch_offset
-        records: list[Any] = []
-        while self._records.has_next():
-            batch = self._records.next_batch()
-            if self._check_crcs and not batch.validate_crc():
-                raise CorruptRecordException(f"{self._tp.topic}/{self._tp.partition}: a batch's checksum is wrong")
-            if not self._is_left_out(batch):
-                records += batch
-            self.next_fetch_offset = batch.next_offset
-        if records and records[0].offset < start:  # a fetch begins with the whole batch that holds its offset
-            records = [record for record in records if record.offset >= start]
-        yield Chunk(
-            start,
-            self.next_fetch_offset,
-            [record.offset for record in records],
-            [-1 if record.timestamp is None else record.timestamp for record in records],
-            [record.key for record in records],
-            [record.value for record in records],
-            [record.headers for record in records],
-        )
-
-    def _is_left_out(self, batch: Any) -> bool:
-        if batch.producer_id is None:  # a format from before transactions
-            return False
-        self._consume_aborted_up_to(batch.base_offset)
-        if batch.is_control_batch:
-            if self._contains_abort_marker(batch):
-                self._aborted_producers.discard(batch.producer_id)
-            return True
-        return bool(batch.is_transactional and batch.producer_id in self._aborted_producers)
-
-
-class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]  # no types published
-    """aiokafka's consumer with two settings that Faust does not hand on."""
-
-    def _create_worker_consumer(self, transport: Any) -> Any:
-        consumer = super()._create_worker_consumer(transport)
-        consumer._isolation_level = "read_committed"  # what was aborted was never sent
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
-        return consumer
-
-
 class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types published
-    """Faust's consumer for topics of which some (`ChunkTransport.topics`) are handed over in chunks."""
+    """Faust's consumer, of which one topic (`ChunkTransport.topic`) is handed over in chunks."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._next: dict[Any, int] = {}  # the offset with which the next chunk of a partition has to begin
-        self._skipped: set[Any] = set()  # partitions of which a chunk was fetched and not handed over
-
-    def _new_consumer_thread(self) -> Any:
-        return _Thread(self, loop=self.loop, beacon=self.beacon)
+        self._seeks = 0  # so often was it decided where the partitions go on
 
     def _in_chunks(self, place: Any) -> bool:
-        return place.topic in self.transport.topics
+        return bool(place.topic == self.transport.topic)
 
     def on_buffer_full(self, tp: Any) -> None:
         """Nothing, for chunks: Faust would stop fetching for a second. Handing over waits instead (`_hand_over`)."""
         if not self._in_chunks(tp):
             super().on_buffer_full(tp)
 
-    async def perform_seek(self) -> None:
-        """Go back to what is committed; every assignment ends here.
+    def verify_event_path(self, now: float, tp: Any) -> None:
+        """Faust's search for partitions that aiokafka does not fetch; ours it never does."""
+        if not self._in_chunks(tp):
+            super().verify_event_path(now, tp)
 
-        Not of a partition of which nothing is committed: what was skipped of it stays so, until it is gone back for.
-        """
-        self._next.clear()
+    async def perform_seek(self) -> None:
+        """Go back to what is committed; every assignment ends here."""
         await super().perform_seek()
-        self._next.clear()
+        self._seeks += 1
 
     async def committed_through(self, offsets: dict[Any, int]) -> bool:
         """Commit that everything before these offsets is durable. False if the partitions have gone meanwhile."""
@@ -137,75 +80,73 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
 
     async def _drain_messages(self, fetcher: Any) -> None:
         try:
-            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
-                records, active = await self._wait_next_records(1.0)
-                generation = self.app.consumer_generation_id
-                await asyncio.sleep(0)
-                if self.should_stop:
-                    continue
-                if not self.flow_active:
-                    if records:
-                        await self.perform_seek()
-                    continue
-                await self._go_back(generation)
-                for place, found in records.items():
-                    if self._in_chunks(place):
-                        for chunk in found:
-                            await self._hand_over(ensure_TP(place), chunk, generation)
-                    else:
-                        await self._hand_over_singly(ensure_TP(place), found, active, generation)
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._drain_tables(fetcher))
+                tasks.create_task(self._drain_chunks(fetcher))
         except (asyncio.CancelledError, *self.consumer_stopped_errors) as error:
             if not self.transport.app.should_stop:
                 self.transport.failed(error)
-        except Exception as error:  # noqa: BLE001 - Faust would stay alive, hold its partitions and read nothing
-            self.transport.failed(error)
+        except ExceptionGroup as group:  # Faust would stay alive, hold its partitions and read nothing
+            if not (self.transport.app.should_stop and group.subgroup(self.consumer_stopped_errors)):
+                self.transport.failed(group.exceptions[0])
+
+    def _has_ended(self, fetcher: Any) -> bool:
+        return bool(self._stopped.is_set() or fetcher._stopped.is_set())
+
+    async def _drain_tables(self, fetcher: Any) -> None:
+        """Changelogs, record by record, as Faust does it."""
+        while not self._has_ended(fetcher):
+            if all(map(self._in_chunks, self._get_active_partitions())):
+                await asyncio.sleep(0.02)
+                continue
+            records, active = await self._wait_next_records(TABLES_S)
+            generation = self.app.consumer_generation_id
+            await asyncio.sleep(0)
+            if self.should_stop or not self.flow_active:
+                continue
+            for place, found in records.items():
+                if not self._in_chunks(place):
+                    await self._hand_over_singly(ensure_TP(place), found, active, generation)
+
+    async def _drain_chunks(self, fetcher: Any) -> None:
+        chunks = ChunkFetcher(self.transport.topic, self.transport.config | {"group.id": self.app.conf.id})
+        reading: Any = None
+        try:
+            while not self._has_ended(fetcher):
+                places = {place for place in self._get_active_partitions() if self._in_chunks(place)}
+                wanted = (self.app.consumer_generation_id, self._seeks, places)
+                if not places or not self._seeks or self._is_stale(wanted[0]):
+                    await asyncio.sleep(0.02)
+                    continue
+                if reading != wanted:
+                    starts = {place.partition: await self._first_offset(place) for place in places}
+                    if self._is_stale(wanted[0]) or self._seeks != wanted[1]:
+                        continue
+                    chunks.assign(starts)
+                    reading = wanted
+                for partition, chunk in await chunks.fetch():
+                    if not await self._hand_over(TP(self.transport.topic, partition), chunk, wanted):
+                        reading = None
+                        break
+                await asyncio.sleep(0)
+        finally:
+            chunks.close()
 
     def _is_stale(self, generation: int) -> bool:
         app = self.app
         return bool(app.rebalancing or not self.flow_active or app.consumer_generation_id != generation)
 
-    async def _go_back(self, generation: int) -> None:
-        """Fetch again what was not handed over. A rebalance does so too, but may have done it before the chunk came."""
-        for place in list(self._skipped):
-            if self._is_stale(generation):
-                return
-            self._skipped.discard(place)
-            if place in self.assignment():
-                wanted = self._next[place] = self._next.get(place) or await self._first_offset(place)
-                log.info("transport.sought", partition=place.partition, wanted=wanted)
-                await self._thread.call_thread(self._thread.seek, place, wanted)
-
-    async def _hand_over(self, place: Any, chunk: Chunk, generation: int) -> None:
-        """Let the chunk be processed, if it is the partition's next one; returns when there is room for another."""
-        if self._is_stale(generation) or place in self._skipped:
-            self._skipped.add(place)
-            return
-        wanted = self._next.get(place)
-        if wanted is None:
-            wanted = self._next[place] = await self._first_offset(place)
-        if chunk.start > wanted:
-            earliest = (await self.earliest_offsets(place)).get(place, 0)
-            if earliest <= wanted:
-                self._skipped.add(place)
-                return
-            log.error("transport.expired", partition=place.partition, first_lost=wanted, first_left=earliest)
-        elif chunk.end <= wanted:
-            await self._check_the_end(place, wanted)
-            return
-        elif chunk.start < wanted:
-            chunk = chunk.since(wanted)
-        if self._is_stale(generation):
-            self._skipped.add(place)
-            return
+    async def _hand_over(self, place: Any, chunk: Chunk, wanted: Any) -> bool:
+        """Let the chunk be processed; returns when there is room for another. False if it may not have been."""
+        generation, seeks, _ = wanted
+        if self._is_stale(generation) or self._seeks != seeks:
+            return False
         message = ConsumerMessage(
             place.topic, place.partition, chunk.end - 1, 0.0, 0, (), None, chunk, None, 0, 0, place,
             generation_id=generation,
         )  # fmt: skip
         await self.wait_first(self.callback(message), self.suspend_flow.wait())
-        if self.suspend_flow.is_set() or self._is_stale(generation):
-            self._skipped.add(place)  # it may have been handed over: the agent knows what it has taken
-        else:
-            self._next[place] = chunk.end
+        return not (self.suspend_flow.is_set() or self._is_stale(generation) or self._seeks != seeks)
 
     async def _first_offset(self, place: Any) -> int:
         committed = self._committed_offset[place]
@@ -213,17 +154,7 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
             return int(committed)
         return int((await self.earliest_offsets(place)).get(place, 0))
 
-    async def _check_the_end(self, place: Any, wanted: int) -> None:
-        """Old records are no news, but for a log that ends before what was committed of it."""
-        end = (await self._thread.highwaters(place)).get(place, wanted)
-        if end < wanted:
-            raise Stop(
-                f"{place.topic}/{place.partition} ends at {end}, but its readings up to {wanted} were processed: the "
-                "topic was made anew. Stop the agents, delete their consumer group and changelog topic, and start again"
-            )
-
     async def _hand_over_singly(self, place: Any, records: Any, active: Any, generation: int) -> None:
-        """As Faust does it, for its changelogs."""
         if not self.flow_active or self.app.consumer_generation_id != generation:
             return
         if active is not None and place not in active and place not in self._buffered_partitions:
@@ -239,15 +170,21 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
 
 
 class ChunkTransport(driver.Transport):  # type: ignore[misc]  # no types published
-    """Faust's aiokafka transport whose `topics` come in chunks. failed: what to do when it can read no longer."""
+    """Faust's aiokafka transport, one topic of which comes in chunks.
+
+    config: librdkafka's for a client of the same brokers. failed: what to do when it can read no longer.
+    """
 
     Consumer = ChunkConsumer
 
-    def __init__(self, app: Any, topics: frozenset[str], failed: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self, app: Any, topic: str, config: Mapping[str, Any], failed: Callable[[BaseException], None]
+    ) -> None:
         super().__init__(app.conf.broker_consumer, app)
-        self.topics = topics
+        self.topic = topic
+        self.config = dict(config)
         self.failed = failed
-        _install(topics)
+        _leave_out(topic)
 
 
 class ChunkSchema(faust.Schema):  # type: ignore[misc]  # no types published
@@ -263,13 +200,15 @@ class ChunkSchema(faust.Schema):  # type: ignore[misc]  # no types published
         return decode
 
 
-def _install(topics: frozenset[str]) -> None:
-    """aiokafka makes its records by the name of their class, which is the one place where chunks can come from."""
-    stock = aiokafka_fetcher.PartitionRecords
-    stock = getattr(stock, "stock", stock)
+def _leave_out(topic: str) -> None:
+    """Have aiokafka not fetch a topic, although its partitions are assigned to it and committed through it."""
+    stock = aiokafka_fetcher.Fetcher
 
-    def records_of(place: Any, *args: Any, **kwargs: Any) -> Any:
-        return (ChunkRecords if place.topic in topics else stock)(place, *args, **kwargs)
+    class Fetcher(stock):  # type: ignore[misc,valid-type]  # no types published
+        def _get_actions_per_node(self, assignment: Any) -> Any:
+            left = SimpleNamespace(
+                tps=[place for place in assignment.tps if place.topic != topic], state_value=assignment.state_value
+            )
+            return super()._get_actions_per_node(left)
 
-    records_of.stock = stock  # type: ignore[attr-defined]
-    aiokafka_fetcher.PartitionRecords = records_of
+    aiokafka_consumer.Fetcher = Fetcher

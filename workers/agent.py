@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -58,13 +59,19 @@ def run(settings: Settings) -> None:
     health.samples = watcher.counters.samples
 
     def watch_turns() -> None:
+        told = False
         while True:
+            if stopping.is_set() and app.started and not told:  # asked before the worker could listen
+                told = True
+                os.kill(os.getpid(), signal.SIGTERM)
             if time.monotonic() - watcher.turned < 5 or app.rebalancing or not app.started:
                 health.beat()
             time.sleep(1)
 
     threading.Thread(target=watch_turns, name="turns", daemon=True).start()
     Watchdog(PartitionOffsets(settings), lambda: watcher.owned, settings.stall_seconds, end).start()
+    if stopping.is_set():
+        return
     log.info("agent.starting", partitions=partitions, detector=settings.detector)
     # The worker installs its own SIGTERM: stop fetching, commit, leave the group.
     faust.Worker(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -305,6 +306,8 @@ def run(
     """One process in the foreground; SIGTERM stops it cleanly."""
     from importlib import import_module
 
+    # Until the process listens itself: a supervisor that stops what is still loading gets no failure.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = _settings()
     if allow_actions:
         settings = settings.model_copy(update={"monitor_actions": True})

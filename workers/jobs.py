@@ -342,7 +342,8 @@ class JobLoop:
         self.message = None
 
     def _complain(self, error: KafkaError) -> None:
-        if error.fatal():
+        # The consumer tells that it is fenced by a code, not by fatal().
+        if error.fatal() or error.code() in (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID):
             raise Stop(f"another worker runs in this slot, or the group refuses us: {error.str()}")
         if error.code() != KafkaError._PARTITION_EOF:
             log.warning("kafka.error", error=error.str())
