@@ -45,28 +45,21 @@ _CONFIG: Final = {
 
 
 class ChunkFetcher:
-    """Chunks of one topic's partitions, each going on where the partition's last one ended. For one event loop.
+    """Chunks of one topic's partitions from given offsets on, each going on where the partition's last one ended.
 
-    config: librdkafka's, with `group.id`, in whose name only the right to read is asked.
+    One for each assignment, so that nothing is left over from where a partition was read before; and because a consumer
+    that has waited without partitions may take a second to begin. config: librdkafka's, with `group.id`, in whose name
+    only the right to read is asked. For one event loop.
     """
 
-    def __init__(self, topic: str, config: Mapping[str, Any]) -> None:
+    def __init__(self, topic: str, config: Mapping[str, Any], starts: Mapping[int, int]) -> None:
         self.topic = topic
-        self.next: dict[int, int] = {}  # the offset with which the next chunk of a partition begins
+        self.next = dict(starts)  # the offset with which the next chunk of a partition begins
         self._consumer = Consumer({**config, **_CONFIG})
         self._thread = ThreadPoolExecutor(1, "fetch")
         self._records = CHUNK_RECORDS // 4
-        self._unsure: set[int] = set()  # partitions of which nothing has come since they were assigned
-        self._gaps: dict[int, int] = {}
-        self._assignments = 0
-        self._said: set[int] = set()
-
-    def assign(self, starts: Mapping[int, int]) -> None:
-        """Read these partitions, and no others, from these offsets on; what was fetched before is dropped."""
-        self._assignments += 1
-        self.next = dict(starts)
-        self._unsure = set(starts)
-        self._consumer.assign([TopicPartition(self.topic, *place) for place in starts.items()])
+        self._said: set[int] = set()  # errors, until something comes again
+        self._consumer.assign([TopicPartition(topic, *place) for place in starts.items()])
 
     async def fetch(self) -> list[tuple[int, Chunk]]:
         """What is there, at most CHUNK_RECORDS records; waits a little if that is nothing. Raises Stop.
@@ -81,7 +74,6 @@ class ChunkFetcher:
             messages += consume(self._records, 0)
         chunks: list[tuple[int, Chunk]] = []
         size = count = 0
-        assignment = self._assignments
         for (failed, partition), run in groupby(messages, _kind):
             records = list(run)
             chunk = await self._told(records[-1]) if failed else self._chunk(partition, records)
@@ -89,39 +81,26 @@ class ChunkFetcher:
                 chunks.append((partition, chunk))
                 size += sum(map(len, filter(None, chunk.values)))
                 count += len(chunk)
-            if assignment != self._assignments:
-                break  # the rest comes again
         if count:
             self._records = max(1, min(CHUNK_RECORDS, CHUNK_BYTES * count // (size + 1)))
             self._said.clear()
         return chunks
 
     def close(self) -> None:
-        """End; waits for a fetch under way."""
-        self._thread.shutdown()
-        self._consumer.close()
+        """Fetch nothing more. What is under way ends in its own time: a broker that is away keeps nobody waiting."""
+        self._thread.submit(self._consumer.close)
+        self._thread.shutdown(wait=False)
 
     async def _in_thread(self, call: Any, *given: Any, **more: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: call(*given, **more))
 
-    def _follows(self, partition: int, offset: int) -> bool:
-        """Whether what begins at this offset may be the next; if not, it is read again from where it has to go on."""
-        wanted = self.next[partition]
-        if partition in self._unsure and offset > wanted and self._gaps.get(partition) != offset:
-            # A hole in the log, or left over from where the partition was read before: the second time it is a hole.
-            self._gaps[partition] = offset
-            log.info("fetch.again", partition=partition, wanted=wanted, came=offset)
-            self.assign(self.next)
-            return False
-        self._unsure.discard(partition)
-        return True
-
     def _chunk(self, partition: int, messages: list[Message]) -> Chunk | None:
-        """The records, which follow each other, as a chunk; None if they are not the next ones."""
-        wanted = self.next.get(partition)
+        """The records, which follow each other, as a chunk; None if they have been handed over before."""
+        wanted = self.next[partition]
         first, last = messages[0].offset(), messages[-1].offset()
-        if wanted is None or last < wanted or not self._follows(partition, first):
+        if last < wanted:
             return None
+        # What lies between is holes: markers of transactions, or what compaction has taken.
         offsets: Sequence[int] = range(first, last + 1)
         if len(offsets) != len(messages):
             offsets = [message.offset() for message in messages]
@@ -136,7 +115,6 @@ class ChunkFetcher:
         )
         if first < wanted:
             chunk = chunk.since(wanted)
-        # What lies between is holes: markers of transactions, or what compaction has taken.
         self.next[partition] = chunk.end
         return chunk
 
@@ -145,8 +123,8 @@ class ChunkFetcher:
         error: KafkaError = message.error()
         code, partition = error.code(), message.partition()
         if code == KafkaError._PARTITION_EOF:
-            end, wanted = message.offset(), self.next.get(partition)
-            if wanted is None or end <= wanted or not self._follows(partition, end):
+            end, wanted = message.offset(), self.next[partition]
+            if end <= wanted:
                 return None
             self.next[partition] = end
             return Chunk(wanted, end, [], [], [], [], [])
@@ -161,9 +139,7 @@ class ChunkFetcher:
 
     async def _look_again(self, partition: int) -> None:
         """The broker has no record at the offset that is wanted."""
-        wanted = self.next.get(partition)
-        if wanted is None:
-            return
+        wanted = self.next[partition]
         try:
             low, high = await self._in_thread(
                 self._consumer.get_watermark_offsets, TopicPartition(self.topic, partition), timeout=_SECONDS
@@ -179,8 +155,8 @@ class ChunkFetcher:
         if low > wanted:
             log.error("fetch.expired", partition=partition, first_lost=wanted, first_left=low)
         await asyncio.sleep(IDLE_S)
-        if partition in self.next:
-            self.assign(self.next | {partition: max(low, wanted)})
+        self.next[partition] = max(low, wanted)
+        await self._in_thread(self._consumer.seek, TopicPartition(self.topic, partition, self.next[partition]))
 
 
 class _HeadersOf(Sequence[Headers]):

@@ -30,6 +30,8 @@ from streams.records import Chunk
 
 # How long what is fetched for tables may keep a rebalance waiting.
 TABLES_S: Final = 0.2
+# A fetch that waits for silent changelogs keeps a question for offsets waiting: not for Faust's 1.5 s.
+FETCH_WAIT_MS: Final = 250
 
 # (where, name): what an upgrade of Faust or aiokafka must still have.
 PRIVATE: Final = (
@@ -40,10 +42,21 @@ PRIVATE: Final = (
     ("faust.transport.consumer.Consumer", "on_buffer_full"),
     ("faust.transport.consumer.Consumer", "perform_seek"),
     ("faust.transport.consumer.Consumer", "verify_event_path"),
+    ("faust.transport.drivers.aiokafka.Consumer", "_new_consumer_thread"),
     ("faust.transport.drivers.aiokafka.Consumer", "_to_message"),
+    ("faust.transport.drivers.aiokafka.AIOKafkaConsumerThread", "_create_worker_consumer"),
     ("aiokafka.consumer.consumer", "Fetcher"),
     ("aiokafka.consumer.fetcher.Fetcher", "_get_actions_per_node"),
 )
+
+
+class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]  # no types published
+    """aiokafka's consumer with a setting that Faust does not hand on."""
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
+        return consumer
 
 
 class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types published
@@ -52,6 +65,9 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._seeks = 0  # so often was it decided where the partitions go on
+
+    def _new_consumer_thread(self) -> Any:
+        return _Thread(self, loop=self.loop, beacon=self.beacon)
 
     def _in_chunks(self, place: Any) -> bool:
         return bool(place.topic == self.transport.topic)
@@ -109,8 +125,9 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
                     await self._hand_over_singly(ensure_TP(place), found, active, generation)
 
     async def _drain_chunks(self, fetcher: Any) -> None:
-        chunks = ChunkFetcher(self.transport.topic, self.transport.config | {"group.id": self.app.conf.id})
+        topic, config = self.transport.topic, self.transport.config | {"group.id": self.app.conf.id}
         reading: Any = None
+        chunks: ChunkFetcher | None = None
         try:
             while not self._has_ended(fetcher):
                 places = {place for place in self._get_active_partitions() if self._in_chunks(place)}
@@ -118,19 +135,21 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
                 if not places or not self._seeks or self._is_stale(wanted[0]):
                     await asyncio.sleep(0.02)
                     continue
-                if reading != wanted:
-                    starts = {place.partition: await self._first_offset(place) for place in places}
+                if chunks is None or reading != wanted:
+                    starts = await self._first_offsets(places)
                     if self._is_stale(wanted[0]) or self._seeks != wanted[1]:
                         continue
-                    chunks.assign(starts)
-                    reading = wanted
+                    if chunks is not None:
+                        chunks.close()
+                    reading, chunks = wanted, ChunkFetcher(topic, config, starts)
                 for partition, chunk in await chunks.fetch():
-                    if not await self._hand_over(TP(self.transport.topic, partition), chunk, wanted):
+                    if not await self._hand_over(TP(topic, partition), chunk, wanted):
                         reading = None
                         break
                 await asyncio.sleep(0)
         finally:
-            chunks.close()
+            if chunks is not None:
+                chunks.close()
 
     def _is_stale(self, generation: int) -> bool:
         app = self.app
@@ -148,11 +167,12 @@ class ChunkConsumer(driver.Consumer):  # type: ignore[misc]  # no types publishe
         await self.wait_first(self.callback(message), self.suspend_flow.wait())
         return not (self.suspend_flow.is_set() or self._is_stale(generation) or self._seeks != seeks)
 
-    async def _first_offset(self, place: Any) -> int:
-        committed = self._committed_offset[place]
-        if committed is not None:
-            return int(committed)
-        return int((await self.earliest_offsets(place)).get(place, 0))
+    async def _first_offsets(self, places: set[Any]) -> dict[int, int]:
+        """Where each partition goes on: behind what is committed, or at its earliest record."""
+        starts = {place.partition: self._committed_offset[place] for place in places}
+        if fresh := [place for place in places if starts[place.partition] is None]:
+            starts |= {place.partition: offset for place, offset in (await self.earliest_offsets(*fresh)).items()}
+        return {partition: int(offset or 0) for partition, offset in starts.items()}
 
     async def _hand_over_singly(self, place: Any, records: Any, active: Any, generation: int) -> None:
         if not self.flow_active or self.app.consumer_generation_id != generation:
