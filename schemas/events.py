@@ -19,6 +19,7 @@ Test = Literal["adwin", "statistic", "gain", "rotation", "confidence", "error"]
 Fault = Literal["stuck", "not-finite", "out-of-range", "rate", "gap"]
 DeployReason = Literal["first", "drift", "manual", "rollback"]
 SwitchAction = Literal["promote", "rollback"]
+RetrainAction = Literal["now", "repeat", "hold", "release"]
 About = Literal["retrain", "promote", "deploy", "rollback", "verdict"]
 
 Ts = Annotated[float, msgspec.Meta(description="Seconds since the epoch.")]
@@ -102,9 +103,10 @@ class ChampionScore(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrainingWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Which records a model learned from: those of one device in the ranges, or of all.
+    """Which records a model learned from: those of one device in the ranges, of several, or of all.
 
-    rows: readings in them; sha256: over the records' values in offset order.
+    rows: readings in them; sha256: over the records' values in offset order. from_ts, to_ts: event time of the first
+    and last reading in labelled windows; windows: how many these are, activities: of each; reading: their schema.
     """
 
     topic: str
@@ -112,6 +114,12 @@ class TrainingWindow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
     rows: int
     sha256: str
     device: str | None = None
+    devices: list[str] | None = None
+    from_ts: Ts | None = None
+    to_ts: Ts | None = None
+    windows: int | None = None
+    activities: dict[str, int] | None = None
+    reading: str | None = None
 
 
 class ModelRegistered(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -171,8 +179,27 @@ class SwitchRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
     detail: str = ""
 
 
+class RetrainRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Somebody has a hand on the retraining. now: train on what has come since; repeat: a training of before, on the
+    very same bytes (run_id); hold, release: no trainings from here on, and again.
+
+    device: with now, only its readings. by: who asks. detail: why, for people.
+    """
+
+    model: str
+    action: RetrainAction
+    by: str
+    run_id: str | None = None
+    device: str | None = None
+    detail: str = ""
+
+
 class DecisionMade(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What was decided, above all what was *not* done, with its reason. concerns: ids of the events it is about."""
+    """What was decided, above all what was *not* done, with its reason. concerns: ids of the events it is about.
+
+    cause: what the drift is held for (sensor-fault, changed-mix, new-device, carrying, sensor, model-error, unknown).
+    numbers: the evidence.
+    """
 
     model: str
     about: About
@@ -182,6 +209,7 @@ class DecisionMade(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     concerns: list[str]
     ts: Ts
     numbers: dict[str, float] | None = None
+    cause: str | None = None
 
 
 class WindowStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -198,11 +226,20 @@ class WindowStatistics(msgspec.Struct, frozen=True, kw_only=True):
     activities: list[Activity | None]
 
 
-Event = DriftDetected | QualityDegraded | ModelRegistered | SwitchRequested | ModelDeployed | DecisionMade
+Event = (
+    DriftDetected
+    | QualityDegraded
+    | RetrainRequested
+    | ModelRegistered
+    | SwitchRequested
+    | ModelDeployed
+    | DecisionMade
+)
 
 EVENT_TYPES: Final[dict[str, type[Event]]] = {
     "driftloop.drift.detected.v1": DriftDetected,
     "driftloop.quality.degraded.v1": QualityDegraded,
+    "driftloop.retrain.requested.v1": RetrainRequested,
     "driftloop.model.registered.v1": ModelRegistered,
     "driftloop.switch.requested.v1": SwitchRequested,
     "driftloop.model.deployed.v1": ModelDeployed,

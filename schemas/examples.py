@@ -19,6 +19,7 @@ from schemas.events import (
     OffsetRange,
     Position,
     QualityDegraded,
+    RetrainRequested,
     Smoke,
     SwitchRequested,
     TrainingWindow,
@@ -31,6 +32,7 @@ _QUALITY_ID: Final = event_id("example", "quality")
 _REGISTERED_ID: Final = event_id("example", "registered")
 _DEPLOYED_ID: Final = event_id("example", "deployed")
 _SWITCH_ID: Final = event_id("example", "switch")
+_RETRAIN_ID: Final = event_id("example", "retrain")
 _DECISION_ID: Final = event_id("example", "decision")
 
 EVENTS: Final[dict[str, Envelope]] = {
@@ -74,6 +76,13 @@ EVENTS: Final[dict[str, Envelope]] = {
         source="driftloop/agent",
         subject="phone-07",
         time=1700000320.5,
+    ),
+    "driftloop.retrain.requested.v1": envelope(
+        RetrainRequested(model="activity", action="repeat", run_id="9f2c1e7d5b6a4f3c8e0d1a2b3c4d5e6f", by="ops"),
+        id=_RETRAIN_ID,
+        source="driftloop/cli",
+        subject="activity",
+        time=1700000330.0,
     ),
     "driftloop.model.registered.v1": envelope(
         ModelRegistered(

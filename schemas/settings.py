@@ -87,9 +87,22 @@ class Settings(BaseSettings):
     recent_windows: int = Field(280, ge=20, description="labelled windows since the change that a retraining waits for")
     recent_activities: int = Field(5, ge=1, le=6, description="different activities among them")
     collect_seconds: float = Field(600, ge=0, description="how long a retraining waits for them before it gives up")
+    recent_per_activity: int = Field(5, ge=1, description="labelled windows from which an activity counts as there")
+    retrain_policy: Literal["driftloop", "never", "periodic", "every-alarm"] = Field(
+        "driftloop",
+        description="never: drifts are only told; periodic: every retrain_period_seconds, whatever drifts; "
+        "every-alarm: a training for each drift event, unasked whether it hurts",
+    )
+    retrain_period_seconds: float = Field(21_600, gt=0, description="used with periodic")
+    cooldown_seconds: float = Field(300, ge=0, description="after a retraining, before the next may begin")
+    daily_trainings: int = Field(12, ge=1, description="retrainings within 24 hours, at most")
+    breaker_rejections: int = Field(3, ge=1, description="retrainings in a row without a better model that stop them")
+    breaker_seconds: float = Field(21_600, ge=0, description="for so long; then one more is tried")
     train_seconds: float = Field(900, gt=0, description="deadline of one training; past it the job has failed")
     promote_margin: float = Field(0.02, ge=0, le=1, description="recent macro F1 that a challenger must gain")
-    anchor_loss: float = Field(0.03, ge=0, le=1, description="anchor macro F1 that it may lose")
+    anchor_loss: float = Field(0.01, ge=0, le=1, description="anchor macro F1 that it may lose")
+    class_loss: float = Field(0.1, ge=0, le=1, description="anchor F1 that it may lose in any one activity")
+    anchor_windows: int = Field(6_000, ge=100, description="windows from before a drift that are kept with a model")
     training_seed: int = Field(0, ge=0, description="added to the seed that each job derives from its event's id")
 
     target: Literal["process", "docker", "aci"] = Field("process", description="where models are deployed")

@@ -12,6 +12,7 @@ from schemas.events import (
     ModelDeployed,
     ModelRegistered,
     QualityDegraded,
+    RetrainRequested,
     SwitchRequested,
     WindowStatistics,
 )
@@ -67,7 +68,12 @@ ACTIVITY: Final = Topic(
     max_message_bytes=ACCEPTED_BYTES,
 )
 DRIFT: Final = Topic(
-    "drift", "model", (DriftDetected, QualityDegraded), ("agent",), ("retrain",), retention_ms=30 * _DAY_MS
+    "drift",
+    "model",
+    (DriftDetected, QualityDegraded, RetrainRequested),
+    ("agent", "operators"),
+    ("retrain",),
+    retention_ms=30 * _DAY_MS,
 )
 DECISIONS: Final = Topic(
     "decisions", "model", (DecisionMade,), ("retrain", "deploy"), ("monitor",), retention_ms=30 * _DAY_MS

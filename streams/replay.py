@@ -9,10 +9,12 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from schemas.activity import ACTIVITIES
 from schemas.errors import Retry
 from schemas.events import OffsetRange, TrainingWindow
 from schemas.settings import Settings
@@ -21,8 +23,9 @@ from streams.gate import decode_chunk
 from streams.intake import Intake, Names
 from streams.kafka import is_transient, reader_config
 from streams.records import Record, chunk_of
-from streams.windows import Windows
+from streams.windows import NO_LABEL, Windows
 
+READING_SCHEMA: Final = "reading/1"
 _RUN = 2_000  # records decoded at a time: memory stays bounded whatever the range
 
 
@@ -71,31 +74,56 @@ def _marks(consumer: Consumer, place: TopicPartition, timeout: float) -> tuple[i
 def replay(
     settings: Settings,
     ranges: Sequence[OffsetRange],
-    device: str | None = None,
+    devices: Sequence[str] | None = None,
     *,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Replayed:
-    """Windows of the records in the ranges, of one device or all.
+    """Windows of the records in the ranges, of some devices or all.
 
     Raises WindowExpired where retention has passed the start of a range, Retry where the broker does not answer.
     """
     topic = settings.topic(ACTIVITY)
     digest = hashlib.sha256()
     windows: dict[str, list[Windows]] = {}
+    keys = None if devices is None else {device.encode() for device in devices}
     rows = 0
     for wanted in sorted(ranges, key=lambda item: item.partition):
         if wanted.end <= wanted.start:
             continue
-        reader = _PartitionReader(device)
+        reader = _PartitionReader(keys)
         for records in _runs(settings, topic, wanted, stopping):
             for record in records:
-                if device is None or record.key == device.encode():
+                if keys is None or record.key in keys:
                     digest.update(record.value or b"")
             rows += reader.take(records, windows)
-    return Replayed(
-        TrainingWindow(topic=topic, ranges=list(ranges), rows=rows, sha256=digest.hexdigest(), device=device),
-        {name: _joined_windows(parts) for name, parts in windows.items()},
+    one = devices is not None and len(devices) == 1
+    joined = {name: _joined_windows(parts) for name, parts in windows.items()}
+    window = TrainingWindow(
+        topic=topic,
+        ranges=list(ranges),
+        rows=rows,
+        sha256=digest.hexdigest(),
+        device=devices[0] if devices is not None and one else None,
+        devices=None if devices is None or one else list(devices),
+        reading=READING_SCHEMA,
+        **_bounds(joined),
     )
+    return Replayed(window, joined)
+
+
+def _bounds(windows: dict[str, Windows]) -> dict[str, Any]:
+    """What a training window says of its labelled windows: event times of the first and last reading, counts."""
+    labelled = [part.chosen(part.labels != NO_LABEL) for part in windows.values()]
+    labelled = [part for part in labelled if len(part)]
+    if not labelled:
+        return {"windows": 0}
+    counts = np.bincount(np.concatenate([part.labels for part in labelled]), minlength=len(ACTIVITIES)).tolist()
+    return {
+        "from_ts": min(float(part.start[0]) for part in labelled),
+        "to_ts": max(float(part.end[-1]) for part in labelled),
+        "windows": sum(map(len, labelled)),
+        "activities": {name: count for name, count in zip(ACTIVITIES, counts, strict=True) if count},
+    }
 
 
 def _runs(settings: Settings, topic: str, wanted: OffsetRange, stopping: Callable[[], bool]) -> Iterator[list[Record]]:
@@ -151,13 +179,13 @@ def _record(message: Message) -> Record:
 class _PartitionReader:
     """Turns runs of one partition's records into windows, device by device."""
 
-    def __init__(self, device: str | None) -> None:
-        self.device = device
+    def __init__(self, keys: set[bytes] | None) -> None:
+        self.keys = keys
         self.names = Names(lambda _, row: self.intake.reserve(row))
         self.intake = Intake()
 
     def take(self, records: Sequence[Record], windows: dict[str, list[Windows]]) -> int:
-        wanted = [record for record in records if self.device is None or record.key == self.device.encode()]
+        wanted = [record for record in records if self.keys is None or record.key in self.keys]
         chunk = chunk_of(wanted)
         rows, _ = decode_chunk(chunk, self.names)  # what is rejected the agent has dead-lettered
         taken = self.intake.take(rows, chunk)

@@ -22,7 +22,8 @@ from streams.measures import measure
 from streams.quality import Quality
 from streams.replay import Replayed, WindowExpired, end_ranges, replay
 from streams.windows import NO_LABEL, Floats, Ints, Windows
-from workers.retrain_task import Decline
+from workers.controller import holds
+from workers.retrain_task import Decline, Task
 
 log = structlog.get_logger()
 
@@ -34,46 +35,89 @@ MIN_ACTIVITIES: Final = 2  # that a classifier can be trained on
 class Piece:
     """Labelled windows of one training window, split once and for all: the same seed splits them the same again.
 
-    values: (n, 128, 12). labels: (n,) activity codes. bouts: (n,). devices: (n,) names. train, held_out: (n,) masks.
+    values: (n, 128, 12). labels: (n,) activity codes. bouts: (n,). devices: (n,) names. starts: (n,) event time.
+    train, held_out: (n,) masks.
     """
 
     values: Floats
     labels: Ints
     bouts: Ints
     devices: NDArray[np.str_]
+    starts: Floats
     train: NDArray[np.bool_]
     held_out: NDArray[np.bool_]
 
+    def __len__(self) -> int:
+        return len(self.labels)
 
-def collect(
-    drift: DriftDetected | None, previous: Sequence[TrainingWindow], settings: Settings, say: Callable[[str], None]
-) -> Replayed:
-    """The drifted device's readings since the change, or everything for the first model, once there are enough.
+    def chosen(self, rows: NDArray[np.bool_]) -> Piece:
+        """The windows of a mask."""
+        return Piece(*(getattr(self, name)[rows] for name in Piece.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Whose readings a training asks for, and since when. since: first offset by partition; null: all there is.
+
+    first: for the first model, which waits for ever.
+    """
+
+    devices: tuple[str, ...] | None
+    since: dict[int, int] | None
+    first: bool = False
+
+
+def wanted_by(task: Task, settings: Settings) -> Wanted:
+    """The drifted devices' readings since the change, as far as no version has learned from them; everything for the
+    first model; for a request, what has come since the last training.
+    """
+    if task.drifts:
+        since: dict[int, int] = {}
+        for drift in task.drifts:
+            partition, start = drift.change_position.partition, unlearned_from(drift, task.previous)
+            since[partition] = min(since.get(partition, start), start)
+        return Wanted(tuple(sorted({drift.device for drift in task.drifts})), since)
+    if task.champion is None:
+        return Wanted(None, None, first=True)
+    ends: dict[int, int] = {}
+    for window in task.previous:
+        if task.device is None or holds(window, task.device):
+            for item in window.ranges:
+                ends[item.partition] = max(ends.get(item.partition, 0), item.end)
+    lows = {item.partition: item.start for item in end_ranges(settings)}
+    return Wanted(
+        None if task.device is None else (task.device,),
+        {partition: max(low, ends.get(partition, 0)) for partition, low in lows.items()},
+    )
+
+
+def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None]) -> Replayed:
+    """Labelled windows, once there are enough of enough activities.
 
     Raises Decline if they do not come in time, WindowExpired or Retry as `replay` does.
     """
     deadline = time.monotonic() + settings.collect_seconds
-    wanted = settings.first_windows if drift is None else settings.recent_windows
-    activities = 2 if drift is None else settings.recent_activities
+    needed = settings.first_windows if wanted.first else settings.recent_windows
+    activities = 2 if wanted.first else settings.recent_activities
     seen: Sequence[OffsetRange] = ()
     labelled, kinds = 0, 0
     while True:
-        ranges = ranges_since(drift, previous, settings)
+        ranges = ranges_since(wanted, settings)
         if ranges != seen:
             seen = ranges
-            found = replay(settings, ranges, None if drift is None else drift.device)
-            labels = np.concatenate([np.empty(0, np.int64), *(part.labels for part in found.windows.values())])
-            labels = labels[labels != NO_LABEL]
-            labelled, kinds = len(labels), len(np.unique(labels))
-            say(f"collecting: {labelled} of {wanted} labelled windows, {kinds} activities")
-            if labelled >= wanted and kinds >= activities:
+            found = replay(settings, ranges, wanted.devices)
+            counts = (found.window.activities or {}).values()
+            labelled = found.window.windows or 0
+            kinds = sum(count >= settings.recent_per_activity for count in counts)
+            say(f"collecting: {labelled} of {needed} labelled windows, {kinds} activities")
+            if labelled >= needed and kinds >= activities:
                 log.info("window.pinned", ranges=str(ranges), windows=labelled, activities=kinds)
                 return found
-        if drift is not None and time.monotonic() > deadline:
+        if not wanted.first and time.monotonic() > deadline:
             raise Decline(
                 "not-trained",
                 "too-few-rows" if labelled else "no-labels",
-                f"{labelled} of {wanted} labelled windows of {kinds} of {activities} activities came within "
+                f"{labelled} of {needed} labelled windows of {kinds} of {activities} activities came within "
                 f"{settings.collect_seconds:g} s of the drift",
                 windows=labelled,
                 activities=kinds,
@@ -81,15 +125,12 @@ def collect(
         time.sleep(_POLL_S)
 
 
-def ranges_since(
-    drift: DriftDetected | None, previous: Sequence[TrainingWindow], settings: Settings
-) -> list[OffsetRange]:
-    """Everything there is for the first model; for a drift, what has come since the change and nobody learned from."""
-    if drift is None:
+def ranges_since(wanted: Wanted, settings: Settings) -> list[OffsetRange]:
+    """The records that there are now of what is wanted."""
+    if wanted.since is None:
         return end_ranges(settings)
-    partition = drift.change_position.partition
-    start = unlearned_from(drift, previous)
-    return [OffsetRange(partition, start, max(start, end_ranges(settings, [partition])[0].end))]
+    ends = {item.partition: item.end for item in end_ranges(settings, sorted(wanted.since))}
+    return [OffsetRange(number, start, max(start, ends[number])) for number, start in sorted(wanted.since.items())]
 
 
 def unlearned_from(drift: DriftDetected, previous: Sequence[TrainingWindow]) -> int:
@@ -101,7 +142,7 @@ def unlearned_from(drift: DriftDetected, previous: Sequence[TrainingWindow]) -> 
     ends = [
         item.end
         for window in previous
-        if window.device in (None, drift.device)
+        if holds(window, drift.device)
         for item in window.ranges
         if item.partition == change.partition
     ]
@@ -113,12 +154,17 @@ def anchors(previous: Sequence[TrainingWindow], settings: Settings) -> list[Repl
     found = []
     for window in previous:
         try:
-            found.append(replay(settings, window.ranges, window.device))
+            found.append(replay(settings, window.ranges, devices_of(window)))
         except WindowExpired as expired:
             log.warning("anchor.expired", detail=str(expired))
     if previous and not found:
         raise Decline("not-trained", "window-expired", "retention has deleted all that earlier versions learned from")
     return found
+
+
+def devices_of(window: TrainingWindow) -> list[str] | None:
+    """Whose readings a window holds; None: everybody's."""
+    return window.devices if window.device is None else [window.device]
 
 
 def piece_of(replayed: Replayed, settings: Settings) -> Piece:
@@ -142,7 +188,7 @@ def piece_of(replayed: Replayed, settings: Settings) -> Piece:
     starts = np.concatenate([part.start for part in parts.values()])
     devices = np.repeat(np.array(list(parts)), [len(part) for part in parts.values()])
     chosen = split(labels, devices, starts, settings.training_seed)
-    return Piece(values, labels, bouts_of(labels, devices, starts), devices, chosen.train, chosen.held_out)
+    return Piece(values, labels, bouts_of(labels, devices, starts), devices, starts, chosen.train, chosen.held_out)
 
 
 def measuring(windows: Windows) -> NDArray[np.bool_]:
@@ -157,3 +203,34 @@ def measuring(windows: Windows) -> NDArray[np.bool_]:
 def all_have_rotation(pieces: Sequence[Piece]) -> bool:
     """Whether every reading of them came with rotationRate."""
     return not any(np.isnan(piece.values[:, :, ROTATION]).any() for piece in pieces)
+
+
+def anchor_sample(pieces: Sequence[Piece], most: int, seed: int) -> list[Piece]:
+    """At most about so many windows of the pieces, whole bouts, activities evenly: what a new model must not forget.
+
+    A window that was held out stays held out.
+    """
+    if sum(map(len, pieces)) <= most:
+        return list(pieces)
+    rng = np.random.default_rng(seed)
+    found = [np.zeros(len(piece), np.bool_) for piece in pieces]
+    left = most
+    codes = np.concatenate([piece.labels for piece in pieces])
+    activities, counts = np.unique(codes, return_counts=True)
+    for number, label in enumerate(activities[np.argsort(counts, kind="stable")].tolist()):
+        share = left // (len(activities) - number)
+        bouts = [
+            (i, bout)
+            for i, piece in enumerate(pieces)
+            for bout in np.unique(piece.bouts[piece.labels == label]).tolist()
+        ]
+        taken = 0
+        for at in rng.permutation(len(bouts)).tolist():
+            if taken >= share:
+                break
+            i, bout = bouts[at]
+            rows = pieces[i].bouts == bout
+            found[i] |= rows
+            taken += int(rows.sum())
+        left -= taken
+    return [piece.chosen(rows) for piece, rows in zip(pieces, found, strict=True) if rows.any()]

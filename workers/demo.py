@@ -107,6 +107,7 @@ class _Demo:
                 {
                     "DRIFTLOOP_FIRST_WINDOWS": str(wanted),
                     "DRIFTLOOP_RECENT_WINDOWS": "240",
+                    "DRIFTLOOP_COOLDOWN_SECONDS": "20",
                     "DRIFTLOOP_CALIBRATION_SECONDS": "300",
                 },
             )

@@ -27,7 +27,11 @@ ROUNDING_S: Final = 0.5 / SAMPLE_RATE_HZ
 ROUNDING: Final = 1e-9
 
 Mask = NDArray[np.bool_]
-Reason = Literal["first-model", "better-on-recent", "not-better", "forgets-anchor", "no-held-out-data"]
+Reason = Literal[
+    "first-model", "better-on-recent", "not-better", "forgets-anchor", "class-floor", "uncertain", "no-held-out-data"
+]
+BLOCK: Final = 8  # windows of one bout that are drawn together: 10 s, beyond which they tell something new
+DRAWN: Final = 1000
 
 
 def confusion(y_true: Ints, y_pred: Ints, classes: int) -> Ints:
@@ -100,38 +104,120 @@ class Scores:
     anchor: float | None
 
 
+def class_f1(y_true: Ints, y_pred: Ints) -> dict[int, float]:
+    """F1 of each class that y_true holds, by code."""
+    return {
+        int(label): float(
+            2
+            * np.count_nonzero((y_true == label) & (y_pred == label))
+            / (np.count_nonzero(y_true == label) + np.count_nonzero(y_pred == label))
+        )
+        for label in np.unique(y_true)
+    }
+
+
+def blocks_of(bouts: Ints) -> Ints:
+    """(n,) number of each window's block: up to BLOCK windows of one bout. bouts: (n,), windows of a bout in order."""
+    block = np.empty(len(bouts), np.int64)
+    count = 0
+    for bout in np.unique(bouts):
+        rows = np.flatnonzero(bouts == bout)
+        block[rows] = count + np.arange(len(rows)) // BLOCK
+        count += -(-len(rows) // BLOCK)
+    return block
+
+
+def paired_interval(
+    labels: Ints, blocks: Ints, challenger: Ints, champion: Ints, seed: int, level: float = 0.95
+) -> tuple[float, float]:
+    """Bootstrap interval of the gain in macro F1, both models asked the same (n,) windows.
+
+    Blocks are drawn with replacement within each activity, the same for both, so what both find hard cancels. Raises
+    ValueError if there is nothing to draw from.
+    """
+    if not len(labels):
+        raise ValueError("no windows to compare on")
+    rng = np.random.default_rng(seed)
+    classes = int(max(labels.max(), challenger.max(), champion.max())) + 1
+    numbers, index = np.unique(blocks, return_inverse=True)
+    weight = np.zeros((DRAWN, len(numbers)))
+    first = np.zeros(len(numbers), np.int64)
+    first[index] = labels  # a block is of one bout, so of one activity
+    for label in np.unique(first):
+        mine = np.flatnonzero(first == label)
+        weight[:, mine] = rng.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), DRAWN)
+
+    def drawn(answers: Ints) -> Floats:
+        table = np.zeros((len(numbers), classes, classes))
+        np.add.at(table, (index, labels, answers), 1)
+        counts = (weight @ table.reshape(len(numbers), -1)).reshape(DRAWN, classes, classes)
+        hits, true, said = counts.diagonal(axis1=1, axis2=2), counts.sum(2), counts.sum(1)
+        with np.errstate(invalid="ignore"):
+            f1 = 2 * hits / (true + said)
+        return np.asarray(np.nanmean(np.where(true > 0, f1, np.nan), 1))
+
+    low, high = np.quantile(drawn(challenger) - drawn(champion), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """Whether to promote, and why, in words that a decision event carries."""
 
-    promote: bool
-    outcome: Literal["promoted", "held"]
+    outcome: Literal["promoted", "held", "rejected"]
     reason: Reason
     detail: str
 
+    @property
+    def promote(self) -> bool:
+        """Whether the challenger replaces the champion."""
+        return self.outcome == "promoted"
 
-def judge(challenger: Scores, champion: Scores | None, margin: float, anchor_loss: float) -> Verdict:
+
+def judge(
+    challenger: Scores,
+    champion: Scores | None,
+    margin: float,
+    anchor_loss: float,
+    *,
+    interval: tuple[float, float] | None = None,
+    lost: tuple[str, float] | None = None,
+    class_loss: float = 1.0,
+) -> Verdict:
     """Whether the challenger replaces the champion, both scored on the same held-out windows.
 
-    It does if it gains at least `margin` macro F1 on the recent windows and loses at most `anchor_loss` on the anchor.
-    The first model needs no such proof. Without recent windows nothing shows that it is better, so the champion stays.
+    It does if it gains at least `margin` macro F1 on the recent windows, surely (interval of that gain above zero), and
+    loses at most `anchor_loss` on the anchor and `class_loss` F1 of any activity there. lost: the activity that loses
+    most and how much. With a gain that is not sure it is held, for more windows to tell. The first model needs no such
+    proof. Without recent windows nothing shows that it is better, so the champion stays.
     """
     if champion is None:
-        return Verdict(True, "promoted", "first-model", "there is no champion yet")
+        return Verdict("promoted", "first-model", "there is no champion yet")
     if challenger.recent is None or champion.recent is None:
-        return _held("no-held-out-data", "no recent windows were held out to compare on")
+        return _rejected("no-held-out-data", "no recent windows were held out to compare on")
     gain = challenger.recent - champion.recent
     compared = f"recent macro F1 {champion.recent:.3f} → {challenger.recent:.3f}"
+    if interval is not None:
+        compared += f" (gain {gain:+.3f}, 95 % {interval[0]:+.3f} to {interval[1]:+.3f})"
     if gain < margin - ROUNDING:
-        return _held("not-better", f"{compared}: a gain of {gain:+.3f}, needed {margin:+.3f}")
+        return _rejected("not-better", f"{compared}: a gain of {gain:+.3f}, needed {margin:+.3f}")
     if challenger.anchor is None or champion.anchor is None:
-        return Verdict(True, "promoted", "better-on-recent", f"{compared}; no anchor windows to compare on")
-    loss = champion.anchor - challenger.anchor
-    compared += f", anchor {champion.anchor:.3f} → {challenger.anchor:.3f}"
-    if loss > anchor_loss + ROUNDING:
-        return _held("forgets-anchor", f"{compared}: a loss of {loss:.3f}, allowed {anchor_loss:.3f}")
-    return Verdict(True, "promoted", "better-on-recent", compared)
+        compared += "; no anchor windows to compare on"
+    else:
+        loss = champion.anchor - challenger.anchor
+        compared += f", anchor {champion.anchor:.3f} → {challenger.anchor:.3f}"
+        if loss > anchor_loss + ROUNDING:
+            return _rejected("forgets-anchor", f"{compared}: a loss of {loss:.3f}, allowed {anchor_loss:.3f}")
+        if lost is not None and lost[1] > class_loss + ROUNDING:
+            detail = f"{compared}: F1 of {lost[0]} falls by {lost[1]:.3f}, allowed {class_loss:.3f}"
+            return _rejected("class-floor", detail)
+    sure = interval is None or interval[0] > 0
+    return (
+        Verdict("promoted", "better-on-recent", compared)
+        if sure
+        else Verdict("held", "uncertain", f"{compared}: the interval holds zero")
+    )
 
 
-def _held(reason: Reason, detail: str) -> Verdict:
-    return Verdict(False, "held", reason, detail)
+def _rejected(reason: Reason, detail: str) -> Verdict:
+    return Verdict("rejected", reason, detail)

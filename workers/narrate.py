@@ -15,6 +15,7 @@ from schemas.events import (
     ModelDeployed,
     ModelRegistered,
     QualityDegraded,
+    RetrainRequested,
     SwitchRequested,
     type_of,
 )
@@ -46,8 +47,19 @@ _FAULTS: Final = {
 REASONS: Final = {
     "no-model": "there is no model yet",
     "covered": "a newer model has already learned from these readings",
+    "cooldown": "the last retraining has just ended",
+    "budget": "there were enough retrainings today",
+    "breaker": "the last trainings brought nothing",
+    "hold": "somebody holds retrainings back",
+    "policy": "the policy does not retrain on drifts",
+    "uncertain": "too few windows show that it is better",
+    "changed-mix": "only the mix of activities has changed",
+    "first-model": "there is no model to beat yet",
+    "better-on-recent": "it is better on the drifted data",
+    "class-floor": "it forgets an activity",
     "too-few-rows": "too few labelled readings came after the drift",
     "no-labels": "the readings after the drift carry no labels",
+    "no-snapshot": "its windows were not kept",
     "window-expired": "the readings it needs are past the topic's retention",
     "champion-unhurt": "the model in service is as good on the drifted data as before",
     "not-better": "no candidate is better on the drifted data",
@@ -95,14 +107,24 @@ def tell(event: Event) -> str:
                 f"version {event.version} answers at {event.endpoint}{swapped} "
                 f"({event.target}, {event.smoke.requests} smoke requests, p50 {event.smoke.p50_ms:.0f} ms)"
             )
-        case SwitchRequested():
-            what = f" {event.version}" if event.version else ""
-            return f"{event.action} of version{what} asked for by {event.by}" + (
-                f": {event.detail}" if event.detail else ""
-            )
+        case SwitchRequested() | RetrainRequested():
+            return _asked(event)
         case DecisionMade():
             why = REASONS.get(event.reason, event.reason)
             return f"{event.about} {event.outcome}: {why} ({event.detail})"
+
+
+def _asked(event: SwitchRequested | RetrainRequested) -> str:
+    match event:
+        case SwitchRequested():
+            what = f"{event.action} of version{f' {event.version}' if event.version else ''} asked for"
+        case RetrainRequested(action="now"):
+            what = "a retraining asked for"
+        case RetrainRequested(action="repeat"):
+            what = f"a repetition of run {event.run_id} asked for"
+        case _:
+            what = f"retrainings {'held back' if event.action == 'hold' else 'released'}"
+    return f"{what} by {event.by}" + (f": {event.detail}" if event.detail else "")
 
 
 def _drift(event: DriftDetected) -> str:

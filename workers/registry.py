@@ -72,6 +72,7 @@ class Training:
     tried: Sequence[Tried]
     figures: dict[str, Figure]
     tables: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
 
 
 @contextmanager
@@ -218,6 +219,28 @@ def download(client: MlflowClient, uri: str, into: Path) -> Path:
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(into), tracking_uri=client.tracking_uri))
 
 
+def artifact(client: MlflowClient, run_id: str, path: str) -> bytes:
+    """A file of a run. Raises Retry; Reject `unknown-version` if there is no such run or file."""
+    with world_may_fail(), TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run_id, path, folder)).read_bytes()
+
+
+def param(client: MlflowClient, run_id: str, name: str) -> str:
+    """A parameter of a run. Raises Retry; Reject `unknown-version`."""
+    with world_may_fail():
+        found = client.get_run(run_id).data.params.get(name)
+    if found is None:
+        raise Reject("unknown-version", f"run {run_id} has no parameter {name}")
+    return str(found)
+
+
+def tag(client: MlflowClient, run_id: str, name: str) -> str | None:
+    """A tag of a run, if it has it. Raises Retry; Reject `unknown-version`."""
+    with world_may_fail():
+        found = client.get_run(run_id).data.tags.get(name)
+    return None if found is None else str(found)
+
+
 def set_champion(client: MlflowClient, model: str, version: str, previous: str | None) -> None:
     """Aliases after a switch: `champion` serves, `previous` is the way back, `challenger` is gone. Raises Retry."""
     with world_may_fail():
@@ -239,6 +262,10 @@ def _log(training: Training) -> None:
         mlflow.log_dict(table, f"{name}.json")
     for name, figure in training.figures.items():
         mlflow.log_figure(figure, f"figures/{name}.png")
+    with TemporaryDirectory() as folder:
+        for name, content in training.files.items():
+            (Path(folder) / name).write_bytes(content)
+        mlflow.log_artifacts(folder, "windows")
     for candidate in training.tried:
         with mlflow.start_run(run_name=candidate.name, nested=True, tags={EVENT_TAG: training.event_id}):
             mlflow.log_params(candidate.params)

@@ -17,12 +17,13 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.envelope import Envelope, envelope
 from schemas.errors import Reject, Retry
-from schemas.events import DecisionMade, DriftDetected, ModelRegistered, QualityDegraded, event_id
+from schemas.events import About, DecisionMade, DriftDetected, QualityDegraded, RetrainRequested, event_id
 from schemas.settings import Settings
-from schemas.topology import ACTIVITY, DECISIONS, DRIFT, MODEL_REGISTERED, RETRAIN_GROUP
+from schemas.topology import ACTIVITY, DECISIONS, DRIFT, MODEL_REGISTERED, RETRAIN_GROUP, Topic
 from streams.current_model import CurrentModel
-from streams.eventlog import read_events
+from streams.eventlog import Logged, read_events
 from streams.kafka import client_config
+from workers.controller import Controller, Decided, Policy, Train
 from workers.health import Health
 from workers.jobs import Done, Job, JobLoop, Output
 from workers.registry import signing_key
@@ -37,7 +38,7 @@ _HISTORY_S = 15.0
 
 
 class Retrainer:
-    """What the retrain worker does with drift events; `registered` is all that the topic says was registered."""
+    """What the retrain worker does with drift events. The controller decides; this moves events in and out of it."""
 
     name = "retrain"
     topic = DRIFT
@@ -47,72 +48,98 @@ class Retrainer:
         self.settings = settings
         self.health = health
         self.current = current
-        self.registered: list[ModelRegistered] | None = None
+        self.controller: Controller | None = None
         # Not the system's: what a kill -9 leaves there, the next start removes.
         self.scratch = settings.home.resolve() / "work" / f"{settings.namespace}retrain-{settings.slot}"
         rmtree(self.scratch, ignore_errors=True)
 
     def assigned(self) -> None:
-        """Another worker may have registered versions meanwhile."""
-        self.registered = None
+        """Another worker may have decided and registered meanwhile."""
+        self.controller = None
 
     def start(self, envelope: Envelope) -> Job:
         """A training, or the decision not to have one."""
         event = envelope.event
-        if isinstance(event, QualityDegraded):
-            detail = f"{event.channel} of {event.device}: {event.fault}; a sensor's fault is mended, not learned"
-            return Done(self._decision(envelope, Declined("ignored", "quality", detail)))
-        if not isinstance(event, DriftDetected):
+        if not isinstance(event, DriftDetected | QualityDegraded | RetrainRequested):
             raise Reject("schema", f"{type(event).__name__} does not belong on {DRIFT.name}")
         if event.model != self.settings.model:
             return Done()  # another worker's model
-        if not self._history():
-            detail = "there is no model yet that this drift could have hurt; the first one learns from these readings"
-            return Done(self._decision(envelope, Declined("deferred", "no-model", detail)))
-        covering = _covering(event, self._history())
-        if covering is not None:
-            detail = f"version {covering.version} has learned from readings that came after this drift"
-            return Done(self._decision(envelope, Declined("deferred", "covered", detail)))
-        return ChildJob(self, envelope, self._task(envelope.id, event))
+        controller = self._controller()
+        controller.see(envelope)
+        answer = controller.answer(envelope, now())
+        if isinstance(answer, Train) and controller.policy.mode != "every-alarm":
+            answer = controller.answer(envelope, now(), self._ahead())
+        return self._job(answer)
 
     def idle(self) -> Job | None:
-        """With no model at all, the first labelled readings train the first one."""
-        if self._history():
-            return None
-        # With the topic's own id: an MLflow that outlives a Kafka knows first models of other readings.
-        first = event_id("first", self.settings.namespace, self.settings.model, _topic_id(self.settings))
-        return ChildJob(self, None, self._task(first, None))
+        """With no model at all, the first labelled readings train the first one; then what waits, when it may."""
+        controller = self._controller()
+        if not controller.registered:
+            # With the topic's own id: an MLflow that outlives a Kafka knows first models of other readings.
+            first = event_id("first", self.settings.namespace, self.settings.model, _topic_id(self.settings))
+            return ChildJob(self, (), Task(first))
+        answer = controller.due(now())
+        return None if answer is None else self._job(answer)
 
     def committed(self, outputs: Sequence[Output]) -> None:
-        """Remember what was registered."""
+        """Fold what we have told ourselves."""
         for output in outputs:
-            if output.event is not None and isinstance(output.event.event, ModelRegistered):
-                self._history().append(output.event.event)
+            if output.event is not None:
+                self._controller().see(output.event)
 
-    def _history(self) -> list[ModelRegistered]:
-        """All registrations of our model, oldest first. Raises Retry if Kafka does not tell them in time."""
-        if self.registered is None:
-            deadline = time.monotonic() + _HISTORY_S
-            found = list(read_events(self.settings, [MODEL_REGISTERED], stopping=lambda: time.monotonic() > deadline))
-            if time.monotonic() > deadline:
-                raise Retry(f"{MODEL_REGISTERED.name} could not be read within {_HISTORY_S:g} s")
-            events = [logged.envelope.event for logged in found if logged is not None]
-            self.registered = [
-                event for event in events if isinstance(event, ModelRegistered) and event.model == self.settings.model
-            ]
-        return self.registered
+    def _job(self, answer: Train | Decided | None) -> Job:
+        if answer is None:
+            return Done()
+        if isinstance(answer, Decided):
+            return Done(self._decision(answer))
+        return ChildJob(self, answer.drifts, self._task(answer))
 
-    def _task(self, id: str, drift: DriftDetected | None) -> Task:
-        history = self._history()
+    def _controller(self) -> Controller:
+        """As all topics say. Raises Retry if Kafka does not tell them in time."""
+        if self.controller is None:
+            controller = Controller(self.settings.model, policy_of(self.settings))
+            # Drifts first: a decision speaks of them. Then in the order in which things were written.
+            told = sorted(self._read(DRIFT, DECISIONS, MODEL_REGISTERED), key=lambda each: each.written)
+            for logged in [*(each for each in told if each.topic is DRIFT), *told]:
+                controller.see(logged.envelope)
+            controller.forget_unanswered()
+            self.controller = controller
+        return self.controller
+
+    def _ahead(self) -> list[Envelope]:
+        """All of the drift topic; what is answered is known as such."""
+        return [logged.envelope for logged in self._read(DRIFT)]
+
+    def _read(self, *topics: Topic) -> list[Logged]:
+        deadline = time.monotonic() + _HISTORY_S
+        found = list(read_events(self.settings, topics, stopping=lambda: time.monotonic() > deadline))
+        if time.monotonic() > deadline:
+            raise Retry(f"{', '.join(topic.name for topic in topics)} could not be read within {_HISTORY_S:g} s")
+        return [logged for logged in found if logged is not None]
+
+    def _task(self, train: Train) -> Task:
+        history = self._controller().registered
         champion = None
         if history:
             serving = self.current.latest
             best = next((item for item in history if serving and item.version == serving.version), history[-1])
-            champion = Champion(best.version, best.digest)
-        return Task(id, drift, champion, [item.window for item in history])
+            champion = Champion(best.version, best.digest, best.run_id)
+        request = train.request
+        return Task(
+            train.lead,
+            [each.event for each in train.drifts if isinstance(each.event, DriftDetected)],
+            [each.id for each in train.drifts] or ([train.lead] if request else []),
+            champion,
+            [item.window for item in history],
+            request.device if request else None,
+            forced=request is not None or self.settings.retrain_policy in ("periodic", "every-alarm"),
+            attempt=train.attempt,
+            repeat=request.run_id if request and request.action == "repeat" else None,
+        )
 
-    def outputs(self, cause: Envelope | None, result: Result, task: Task) -> list[Output]:
+    def outputs(self, drifts: Sequence[Envelope], result: Result, task: Task) -> list[Output]:
         """The events that tell of a result."""
+        told: list[Output] = []
         if result.registered is not None:
             registered = envelope(
                 result.registered,
@@ -120,37 +147,70 @@ class Retrainer:
                 source=SOURCE,
                 subject=f"{self.settings.model}/{result.registered.version}",
                 time=now(),
-                root=cause.root if cause else None,
+                root=drifts[0].root if drifts else None,
             )
-            return [Output(MODEL_REGISTERED, registered)]
-        assert result.declined is not None
-        if cause is None:
-            log.warning("first-model.declined", detail=result.declined.detail)
-            return []
-        return [self._decision(cause, result.declined)]
+            told.append(Output(MODEL_REGISTERED, registered))
+        if result.declined is not None:
+            declined = result.declined
+            if not task.caused_by:
+                log.warning("training.declined", detail=declined.detail)
+            # A training that nobody asked for, the period's, is told as well: it counts.
+            concerns = tuple(task.caused_by or ([task.event_id] if task.champion else ()))
+            if concerns:
+                told.append(
+                    self._decision(
+                        Decided(
+                            declined.outcome,
+                            declined.reason,
+                            declined.detail,
+                            concerns,
+                            declined.cause,
+                            declined.numbers,
+                            task.attempt,
+                        ),
+                        about="promote" if result.registered is not None else "retrain",
+                        root=drifts[0].root if drifts else None,
+                    )
+                )
+        return told
 
-    def _decision(self, cause: Envelope, declined: Declined) -> Output:
+    def _decision(self, decided: Decided, about: About = "retrain", root: str | None = None) -> Output:
         decision = DecisionMade(
             model=self.settings.model,
-            about="retrain",
-            outcome=declined.outcome,
-            reason=declined.reason,
-            detail=declined.detail,
-            concerns=[cause.id],
+            about=about,
+            outcome=decided.outcome,
+            reason=decided.reason,
+            detail=decided.detail,
+            concerns=list(decided.concerns),
             ts=now(),
-            numbers=declined.numbers or None,
+            numbers=decided.numbers or None,
+            cause=decided.cause,
         )
+        lead = decided.concerns[0]
+        again = (decided.attempt,) if decided.attempt else ()
         return Output(
             DECISIONS,
             envelope(
                 decision,
-                id=event_id("decision", "retrain", cause.id),
+                id=event_id("decision", about, lead, *again),
                 source=SOURCE,
-                subject=cause.subject,
+                subject=self.settings.model,
                 time=decision.ts,
-                root=cause.root,
+                root=root or lead,
             ),
         )
+
+
+def policy_of(settings: Settings) -> Policy:
+    """The controller's policy that the settings ask for."""
+    return Policy(
+        settings.retrain_policy,
+        settings.cooldown_seconds,
+        settings.daily_trainings,
+        settings.breaker_rejections,
+        settings.breaker_seconds,
+        settings.retrain_period_seconds,
+    )
 
 
 def _topic_id(settings: Settings) -> str:
@@ -164,24 +224,12 @@ def _topic_id(settings: Settings) -> str:
         raise Retry(f"{name} cannot be described: {error.args[0].str()}") from error
 
 
-def _covering(drift: DriftDetected, history: Sequence[ModelRegistered]) -> ModelRegistered | None:
-    """The version that has already learned from this device's readings up to the drift, if there is one."""
-    for registered in reversed(history):
-        window = registered.window
-        if window.device in (None, drift.device) and any(
-            item.partition == drift.position.partition and item.start <= drift.position.offset < item.end
-            for item in window.ranges
-        ):
-            return registered
-    return None
-
-
 class ChildJob:
     """A task in a child process with a deadline; a child that dies is a failed job, not a dead worker."""
 
-    def __init__(self, retrainer: Retrainer, cause: Envelope | None, task: Task) -> None:
+    def __init__(self, retrainer: Retrainer, drifts: Sequence[Envelope], task: Task) -> None:
         self.retrainer = retrainer
-        self.cause = cause
+        self.drifts = drifts
         self.task = task
         try:
             retrainer.scratch.mkdir(parents=True, exist_ok=True)
@@ -224,8 +272,8 @@ class ChildJob:
         return self._told(Result(declined=Declined("failed", "deadline", f"{phase} took longer than {limit:g} s")))
 
     def _told(self, result: Result) -> list[Output]:
-        outputs = self.retrainer.outputs(self.cause, result, self.task)
-        if not outputs and self.cause is None:
+        outputs = self.retrainer.outputs(self.drifts, result, self.task)
+        if not outputs:
             raise Retry("the first model could not be trained; trying again")
         return outputs
 

@@ -7,14 +7,17 @@ Exit codes: 0 with a result, RETRY_EXIT if the world was not ready, anything els
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,21 +26,22 @@ import structlog
 from deploy.modelfiles import PROFILE
 from schemas.activity import ACTIVITIES
 from schemas.errors import Reject, Retry, UserError
-from schemas.events import CandidateScore, ChampionScore, ModelRegistered, event_id
+from schemas.events import CandidateScore, ChampionScore, ModelRegistered, TrainingWindow, event_id
 from schemas.settings import Settings, load_settings
-from streams.features import FEATURES, FEATURES_WITHOUT_ROTATION, features
+from streams.features import FEATURES, features
 from streams.kafka import backoff
-from streams.replay import Replayed, WindowExpired
-from streams.windows import Floats, Ints
-from workers.dataset import Piece, all_have_rotation, anchors, collect, piece_of
+from streams.replay import WindowExpired
+from workers.dataset import Piece, anchor_sample, anchors, collect, piece_of, wanted_by
 from workers.logs import configure_logging
 from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Decline, Declined, Result, Task
 
 if TYPE_CHECKING:
-    from workers.evaluation import Scores
     from workers.training import Fitted
+    from workers.trial import Model
 
 log = structlog.get_logger()
+
+DECISION_TAG: Final = "driftloop.decision"
 
 
 def run(task: Task, settings: Settings, folder: Path) -> Result:
@@ -47,14 +51,74 @@ def run(task: Task, settings: Settings, folder: Path) -> Result:
     client = registry.connect(settings)
     known = _registered_before(task, settings, client)
     if known is not None:
-        return Result(registered=known)
+        return Result(known, _promoted_before(client, known))
     try:
-        recent = collect(task.drift, task.previous, settings, lambda text: _say(folder, text))
-        return _train(task, settings, recent, client, folder)
+        return _train(task, settings, _pinned(task, settings, client, folder), client, folder)
     except Decline as decline:
         return Result(declined=decline.declined)
     except WindowExpired as expired:
         return Result(declined=Declined("not-trained", "window-expired", str(expired)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pinned:
+    """The windows of a training. seed: all that is drawn at random is drawn with it."""
+
+    window: TrainingWindow
+    recent: Piece
+    anchor: list[Piece]
+    seed: int
+
+
+def _pinned(task: Task, settings: Settings, client: Any, folder: Path) -> _Pinned:
+    """Collected from Kafka, or, for a repetition, the very bytes of the run that is repeated.
+
+    Raises Decline, WindowExpired, Retry.
+    """
+    if task.repeat is not None:
+        return _repeated(task.repeat, client)
+    found = collect(wanted_by(task, settings), settings, lambda text: _say(folder, text))
+    # Hashed once more: an id that somebody else has given need not be hexadecimal.
+    seed = (int(event_id("seed", task.event_id)[:8], 16) + settings.training_seed) % 2**31
+    return _Pinned(found.window, piece_of(found, settings), _anchor(task, settings, client), seed)
+
+
+def _repeated(run_id: str, client: Any) -> _Pinned:
+    from workers import registry, snapshot
+
+    try:
+        window = msgspec.convert(json.loads(registry.artifact(client, run_id, "window.json"))["recent"], TrainingWindow)
+        [recent] = snapshot.decode(registry.artifact(client, run_id, f"windows/{snapshot.RECENT}"))
+        anchor = snapshot.decode(registry.artifact(client, run_id, f"windows/{snapshot.ANCHOR}"))
+        return _Pinned(window, recent, anchor, int(registry.param(client, run_id, "seed")))
+    except Reject as reject:
+        raise Decline("not-trained", "no-snapshot", f"run {run_id} cannot be repeated: {reject}") from reject
+
+
+def _anchor(task: Task, settings: Settings, client: Any) -> list[Piece]:
+    """What the champion has learned from: kept with it, or, for one of before that was done, still on the topic."""
+    from workers import registry, snapshot
+
+    if task.champion is None:
+        return []
+    kept = []
+    if task.champion.run_id:
+        try:
+            for name in (snapshot.ANCHOR, snapshot.RECENT):
+                kept += snapshot.decode(registry.artifact(client, task.champion.run_id, f"windows/{name}"))
+        except Reject as reject:
+            log.warning("anchor.not-kept", version=task.champion.version, detail=str(reject))
+            kept = []
+    found = kept or [piece_of(replayed, settings) for replayed in anchors(task.previous, settings)]
+    return anchor_sample(found, settings.anchor_windows, settings.training_seed)
+
+
+def _promoted_before(client: Any, known: ModelRegistered) -> Declined | None:
+    """What the gate said when a version was registered before a crash."""
+    from workers import registry
+
+    content = registry.tag(client, known.run_id, DECISION_TAG)
+    return None if content is None else msgspec.json.decode(content, type=Declined)
 
 
 def _registered_before(task: Task, settings: Settings, client: Any) -> ModelRegistered | None:
@@ -85,109 +149,68 @@ def _patiently(folder: Path, record: Callable[[], _Answer]) -> _Answer:
     raise AssertionError("backoff ends never")
 
 
-def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder: Path) -> Result:
+def _train(task: Task, settings: Settings, pinned: _Pinned, client: Any, folder: Path) -> Result:
     # scikit-learn is imported only now: collecting may take long and needs no memory for it
-    from workers import registry
-    from workers.evaluation import Scores, confusion, judge, macro_f1
+    from workers import registry, snapshot
     from workers.figures import confusion_figure, feature_figure
-    from workers.training import Labelled, candidates, fit_all, training_set
+    from workers.trial import labelled, run_trial
 
-    _say(folder, "training")
-    begun = time.monotonic()
-    # Hashed once more: an id that somebody else has given need not be hexadecimal.
-    seed = (int(event_id("seed", task.event_id)[:8], 16) + settings.training_seed) % 2**31
-    now = piece_of(recent, settings)
-    before = [piece_of(replayed, settings) for replayed in anchors(task.previous, settings)]
-    names = FEATURES if all_have_rotation([now, *before]) else FEATURES_WITHOUT_ROTATION
-    held_recent = features(now.values[now.held_out], names), now.labels[now.held_out]
-    held_anchor = _stacked(
-        [(features(piece.values[piece.held_out], names), piece.labels[piece.held_out]) for piece in before]
+    champion = None if task.champion is None else _champion(task.champion, client, settings, folder)
+    trial = run_trial(
+        pinned.recent,
+        pinned.anchor,
+        champion,
+        settings,
+        seed=pinned.seed,
+        drifts=task.drifts,
+        forced=task.forced,
+        say=lambda phase: _say(folder, phase),
+        warn=lambda name, error: log.warning("candidate.failed", name=name, error=error),
     )
-
-    champion = None
-    if task.champion is not None:
-        champion = _champion_scores(task.champion, client, settings, now, before, folder)
-        _decline_if_unhurt(champion, task.champion, settings)
-
-    def labelled(pieces: Sequence[Piece]) -> Labelled:
-        offset = np.cumsum([0, *(int(piece.bouts.max()) + 1 for piece in pieces)])
-        return Labelled(
-            np.concatenate([piece.values[piece.train] for piece in pieces]),
-            np.concatenate([piece.labels[piece.train] for piece in pieces]),
-            np.concatenate([piece.bouts[piece.train] + offset[i] for i, piece in enumerate(pieces)]),
-        )
-
-    rng = np.random.default_rng(seed)
-    if before:
-        table, codes, weight = training_set(labelled(before), labelled([now]), names, rng)
-    else:
-        table, codes, weight = training_set(labelled([now]), None, names, rng)
-    failures: dict[str, str] = {}
-    fitted = fit_all(
-        candidates(seed),
-        table,
-        np.asarray(ACTIVITIES)[codes],
-        weight,
-        seed=seed,
-        failed=lambda name, error: failures.update({name: repr(error)[:300]}),
-    )
-    for name, error in failures.items():
-        log.warning("candidate.failed", name=name, error=error)
-    if not fitted:
-        raise Decline("failed", "training-failed", f"no candidate could be trained: {failures}")
-
-    def score(pipeline: Any) -> Scores:
-        recent_f1 = macro_f1(held_recent[1], _predicted(pipeline, held_recent[0]))
-        anchor_f1 = macro_f1(held_anchor[1], _predicted(pipeline, held_anchor[0])) if len(held_anchor[1]) else None
-        return Scores(recent_f1, anchor_f1)
-
-    scores = {item.name: score(item.pipeline) for item in fitted}
-    best = max(fitted, key=lambda item: (scores[item.name].recent or 0) + (scores[item.name].anchor or 0))
-    verdict = judge(scores[best.name], champion, settings.promote_margin, settings.anchor_loss)
+    best, verdict, scores = trial.best, trial.verdict, trial.scores
     log.info("training.judged", winner=best.name, outcome=verdict.outcome, reason=verdict.reason, detail=verdict.detail)
-
-    reference = labelled(before) if before else None
+    cause = None if trial.triage is None else trial.triage.cause
+    decision = Declined(verdict.outcome, verdict.reason, verdict.detail, trial.numbers, cause)
     figures = {
-        "confusion": confusion_figure(
-            confused := confusion(held_recent[1], _predicted(best.pipeline, held_recent[0]), len(ACTIVITIES)),
-            ACTIVITIES,
-            f"{best.name}: held-out recent windows",
-        )
+        "confusion": confusion_figure(trial.confused, ACTIVITIES, f"{best.name}: held-out recent windows"),
     }
-    if reference is not None:
-        figures["features"] = feature_figure(
-            features(reference.values, names), features(now.values, names), names, "The features that moved most"
-        )
+    if pinned.anchor:
+        before = features(labelled(pinned.anchor).values, trial.names)
+        now = features(pinned.recent.values, trial.names)
+        figures["features"] = feature_figure(before, now, trial.names, "The features that moved most")
+    files = {snapshot.RECENT: snapshot.encode([pinned.recent]), snapshot.ANCHOR: snapshot.encode(pinned.anchor)}
     training = registry.Training(
         task.event_id,
         params={
-            "windows.recent": len(now.labels),
-            "windows.anchor": sum(len(piece.labels) for piece in before),
-            "features": len(names),
-            "seed": seed,
-            "window.sha256": recent.window.sha256,
-            "window.rows": recent.window.rows,
+            "windows.recent": len(pinned.recent),
+            "windows.anchor": sum(map(len, pinned.anchor)),
+            "features": len(trial.names),
+            "seed": pinned.seed,
+            "window.sha256": pinned.window.sha256,
+            "window.rows": pinned.window.rows,
+            "snapshot.sha256": hashlib.sha256(b"".join(files.values())).hexdigest(),
         },
         tags={
-            "data.topic": recent.window.topic,
-            "data.offsets": msgspec.json.encode(recent.window.ranges).decode(),
+            "data.topic": pinned.window.topic,
+            "data.offsets": msgspec.json.encode(pinned.window.ranges).decode(),
             "driftloop.outcome": verdict.outcome,
             "driftloop.reason": verdict.reason,
-        },
-        window={"recent": msgspec.to_builtins(recent.window), "anchor": msgspec.to_builtins(task.previous)},
+            DECISION_TAG: msgspec.json.encode(decision).decode(),
+        }
+        | ({} if task.repeat is None else {"driftloop.repeats": task.repeat}),
+        window={"recent": msgspec.to_builtins(pinned.window), "anchor": msgspec.to_builtins(task.previous)},
         tried=[
             registry.Tried(item.name, _params(item.pipeline), _metrics(scores[item.name], item.fit_seconds))
-            for item in fitted
+            for item in trial.fitted
         ],
         figures=figures,
-        tables={"confusion": {"model": best.name, "activities": list(ACTIVITIES), "rows": confused.tolist()}},
+        tables={"confusion": {"model": best.name, "activities": list(ACTIVITIES), "rows": trial.confused.tolist()}},
+        files=files,
     )
     if not verdict.promote:
         _patiently(folder, lambda: registry.record_rejected(training, settings.model))
-        numbers = {"seconds": round(time.monotonic() - begun, 1)} | _numbers("challenger", scores[best.name])
-        numbers |= {} if champion is None else _numbers("champion", champion)
-        raise Decline("rejected", verdict.reason, verdict.detail, **numbers)
-    profile = _profile([*before, now], fitted, names)
+        return Result(declined=decision)
+    profile = _profile([*pinned.anchor, pinned.recent], trial.fitted, trial.names)
     draft = ModelRegistered(
         model=settings.model,
         version="0",
@@ -200,26 +223,28 @@ def _train(task: Task, settings: Settings, recent: Replayed, client: Any, folder
                 anchor=_rounded(scores[item.name].anchor),
                 fit_seconds=round(item.fit_seconds, 2),
             )
-            for item in fitted
+            for item in trial.fitted
         ],
         champion=None
-        if champion is None or task.champion is None
+        if trial.champion is None or task.champion is None
         else ChampionScore(
-            version=task.champion.version, recent=_rounded(champion.recent), anchor=_rounded(champion.anchor)
+            version=task.champion.version,
+            recent=_rounded(trial.champion.recent),
+            anchor=_rounded(trial.champion.anchor),
         ),
-        window=recent.window,
+        window=pinned.window,
         digest="",
-        caused_by=[] if task.drift is None else [task.event_id],
+        caused_by=task.caused_by,
         profile=None if profile is None else PROFILE,
     )
 
     def registered() -> ModelRegistered:
         if (known := _registered_before(task, settings, client)) is not None:
             return known
-        winner = registry.Winner(best.pipeline, names, held_recent[0], profile)
+        winner = registry.Winner(best.pipeline, trial.names, trial.examples, profile)
         return registry.register(client, settings.model, training, winner, draft, registry.signing_key(settings))
 
-    return Result(registered=_patiently(folder, registered))
+    return Result(_patiently(folder, registered), decision)
 
 
 def _profile(pieces: Sequence[Piece], fitted: Sequence[Fitted], names: Sequence[str]) -> bytes | None:
@@ -245,28 +270,11 @@ def _profile(pieces: Sequence[Piece], fitted: Sequence[Fitted], names: Sequence[
     )
 
 
-def _stacked(parts: Sequence[tuple[Floats, Ints]]) -> tuple[Floats, Ints]:
-    if not parts:
-        return np.empty((0, 0)), np.empty(0, np.int64)
-    return np.concatenate([table for table, _ in parts]), np.concatenate([labels for _, labels in parts])
-
-
-def _predicted(pipeline: Any, table: Floats) -> Ints:
-    """Activity codes from a pipeline that answers in names."""
-    codes = {name: code for code, name in enumerate(ACTIVITIES)}
-    return np.array([codes[name] for name in pipeline.predict(table).tolist()], np.int64)
-
-
-def _champion_scores(
-    champion: Champion, client: Any, settings: Settings, now: Piece, before: Sequence[Piece], folder: Path
-) -> Scores:
-    """The champion on the very windows that the challengers are scored on, by the features that it wants.
-
-    Raises Decline if it cannot be had: nothing then shows that another model is better.
-    """
+def _champion(champion: Champion, client: Any, settings: Settings, folder: Path) -> Model:
+    """The version to beat, loaded. Raises Decline if it cannot be had: nothing then shows that another is better."""
     from deploy.modelfiles import load, smoke_cases, verify
     from workers import registry
-    from workers.evaluation import Scores, macro_f1
+    from workers.trial import Model
 
     try:
         files = registry.download(client, f"models:/{settings.model}/{champion.version}", folder / "champion")
@@ -278,33 +286,7 @@ def _champion_scores(
     if unknown := set(columns) - set(FEATURES):
         detail = f"version {champion.version} wants features that are not made here: {', '.join(sorted(unknown)[:5])}"
         raise Decline("failed", "champion-unusable", detail)
-
-    def f1(pieces: Sequence[Piece]) -> float | None:
-        table, labels = _stacked(
-            [(features(piece.values[piece.held_out], columns), piece.labels[piece.held_out]) for piece in pieces]
-        )
-        if not len(labels):
-            return None
-        # Where it lacks rotationRate, it cannot answer, which is as bad as a wrong answer.
-        answers, can = np.full(len(labels), len(ACTIVITIES)), np.isfinite(table).all(1)
-        if can.any():
-            answers[can] = _predicted(pipeline, table[can])
-        return macro_f1(labels, answers)
-
-    return Scores(f1([now]), f1(before))
-
-
-def _decline_if_unhurt(scores: Scores, champion: Champion, settings: Settings) -> None:
-    """A drift that does not hurt the champion needs no retraining: it is as good on the drifted data as before."""
-    if scores.recent is None or scores.anchor is None:
-        return
-    if scores.recent >= scores.anchor - settings.promote_margin:
-        raise Decline(
-            "not-needed",
-            "champion-unhurt",
-            f"version {champion.version} scores {scores.recent:.3f} on drifted windows, {scores.anchor:.3f} before",
-            **_numbers("champion", scores),
-        )
+    return Model(champion.version, pipeline, columns)
 
 
 def _params(pipeline: Any) -> dict[str, Any]:
@@ -314,11 +296,6 @@ def _params(pipeline: Any) -> dict[str, Any]:
 def _metrics(scores: Any, seconds: float) -> dict[str, float]:
     found = {"f1.recent": scores.recent, "f1.anchor": scores.anchor, "fit.seconds": seconds}
     return {name: float(value) for name, value in found.items() if value is not None}
-
-
-def _numbers(who: str, scores: Any) -> dict[str, float]:
-    found = {f"{who}.recent": scores.recent, f"{who}.anchor": scores.anchor}
-    return {name: round(float(value), 4) for name, value in found.items() if value is not None}
 
 
 def _rounded(score: float | None) -> float | None:

@@ -15,34 +15,43 @@ WAITING: Final = ("collecting", "waiting")
 
 
 class Champion(msgspec.Struct):
-    """The version to beat."""
+    """The version to beat. run_id: its training, beside which its anchor is kept."""
 
     version: str
     digest: str
+    run_id: str = ""
 
 
 class Task(msgspec.Struct):
-    """What to train. drift: the event that asks for it, null for the first model; previous: windows that earlier
-    versions learned from, oldest first, which are the anchor now.
+    """What to train. event_id: names it for good. drifts: what asks for it, caused_by: their ids; none for the first
+    model and for a request. previous: windows that earlier versions learned from, oldest first. device: a request's.
+    forced: whether to train although the champion is not hurt. attempt: of this task, from 0.
+    repeat: the run whose windows are trained on again.
     """
 
     event_id: str
-    drift: DriftDetected | None = None
+    drifts: list[DriftDetected] = []
+    caused_by: list[str] = []
     champion: Champion | None = None
     previous: list[TrainingWindow] = []
+    device: str | None = None
+    forced: bool = False
+    attempt: int = 0
+    repeat: str | None = None
 
 
 class Declined(msgspec.Struct):
-    """Why nothing was registered."""
+    """Why nothing was registered, or, beside a registration, why it was."""
 
     outcome: str
     reason: str
     detail: str
     numbers: dict[str, float] = {}
+    cause: str | None = None
 
 
 class Result(msgspec.Struct):
-    """What came of a task: exactly one of the two."""
+    """What came of a task: a version, with what the gate has found, or the decision not to have one."""
 
     registered: ModelRegistered | None = None
     declined: Declined | None = None
@@ -51,6 +60,6 @@ class Result(msgspec.Struct):
 class Decline(Exception):
     """Ends a task without a model."""
 
-    def __init__(self, outcome: str, reason: str, detail: str, **numbers: float) -> None:
+    def __init__(self, outcome: str, reason: str, detail: str, cause: str | None = None, **numbers: float) -> None:
         super().__init__(detail)
-        self.declined = Declined(outcome, reason, detail, numbers)
+        self.declined = Declined(outcome, reason, detail, numbers, cause)

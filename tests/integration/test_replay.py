@@ -60,9 +60,9 @@ def test_ranges_give_the_windows_that_the_agent_saw(settings, people):
 def test_the_same_ranges_give_the_same_windows_and_digest(settings, people):
     """A training can be repeated, and checked, after the topic has grown."""
     ranges = end_ranges(settings)
-    first = replay(settings, ranges, "phone-02")
+    first = replay(settings, ranges, ["phone-02"])
     produce(settings, [person.starting_at(NOW + 100) for person in people], batch=40)
-    second = replay(settings, ranges, "phone-02")
+    second = replay(settings, ranges, ["phone-02"])
     assert first.window == second.window
     assert len(first.window.sha256) == 64
     for name in Windows.__slots__:
@@ -73,10 +73,10 @@ def test_the_same_ranges_give_the_same_windows_and_digest(settings, people):
 
 def test_one_device_is_read_without_the_others(settings, people):
     """A drift is one device's."""
-    found = replay(settings, end_ranges(settings), "phone-03")
+    found = replay(settings, end_ranges(settings), ["phone-03"])
     assert list(found.windows) == ["phone-03"]
     assert found.window.rows == 1500
-    assert replay(settings, end_ranges(settings), "phone-99").windows == {}
+    assert replay(settings, end_ranges(settings), ["phone-99"]).windows == {}
 
 
 def test_a_range_that_ends_in_a_transactions_marker_ends(settings):

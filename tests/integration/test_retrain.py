@@ -115,6 +115,8 @@ def world(kafka_bootstrap: str, mlflow_uri: str, tmp_path_factory: pytest.TempPa
         first_windows=300,
         recent_windows=90,
         recent_activities=4,
+        cooldown_seconds=0,
+        breaker_rejections=100,
         health_port=free_port(),
     )
     topics.create(settings)
@@ -215,7 +217,7 @@ def test_a_version_that_a_crash_left_unannounced_is_announced_and_not_made_again
     template = of_type(events(world.settings, DRIFT), DriftDetected)[0]
     drift = msgspec.structs.replace(template, device="phone-03", change_position=change, position=change)
     champion = Champion(first.version, first.digest)
-    task = Task(id, drift, champion, [first.window])
+    task = Task(id, [drift], [id], champion, [first.window])
     (folder / TASK).write_bytes(msgspec.json.encode(task))
     settings = changed(world.settings, promote_margin=0.0, anchor_loss=1.0)
     # A child whose worker dies with it: the pipe stays open as long as this process lives.

@@ -28,11 +28,12 @@ from schemas.events import (
 from schemas.topology import DECISIONS
 from streams.eventlog import Logged
 from streams.statistics import STATISTICS
+from workers.controller import WAITING
 from workers.narrate import REASONS, line, plain, tell
 
 ROOT = Path(__file__).parents[2]
 # Which argument of which call is a reason; Reject's class becomes one where the deploy worker refuses a version.
-CALLS = {"Declined": 1, "Decline": 1, "_held": 0, "_decision": 2}
+CALLS = {"Decided": 1, "no": 1, "Declined": 1, "Decline": 1, "_rejected": 0, "_decision": 2}
 REFUSING = (
     "deploy/modelfiles.py",
     "deploy/process.py",
@@ -132,7 +133,7 @@ def reasons_in(path: Path, rejects: bool) -> set[str]:
 
 def test_every_reason_that_the_code_can_give_has_words():
     """A decision whose reason is a code alone tells a person nothing."""
-    emitted = {"training-failed"}
+    emitted = {"training-failed", "better-on-recent", "first-model", *WAITING}
     for path in (ROOT / "workers").glob("*.py"):
         emitted |= reasons_in(path, rejects=path.name in ("deploy.py", "registry.py"))
     for name in REFUSING:

@@ -5,63 +5,19 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from schemas.envelope import envelope
 from schemas.errors import Reject
-from schemas.events import DriftDetected, ModelRegistered, OffsetRange, Position, QualityDegraded, TrainingWindow
+from schemas.events import RetrainRequested, event_id
 from schemas.settings import Settings
+from schemas.topology import MODEL_REGISTERED
+from streams.eventlog import Logged
+from tests.unit.controlling import DEVICE, drift, fault, learned, told
 from workers import retrain
+from workers.controller import Controller
 from workers.dataset import unlearned_from
 from workers.health import Health
 from workers.jobs import Done
-from workers.retrain import Retrainer
+from workers.retrain import Retrainer, policy_of
 from workers.retrain_task import Champion, Declined, Result
-
-DEVICE = "phone-07"
-
-
-def drift(offset: int = 500, change: int = 400, partition: int = 2, device: str = DEVICE, model: str = "activity"):
-    return DriftDetected(
-        device=device,
-        model=model,
-        feature="gravity.x",
-        statistic="mean",
-        detector="adwin",
-        severity="warning",
-        effect=3.0,
-        direction="up",
-        before=0.0,
-        after=1.0,
-        ts=10.0,
-        change_ts=5.0,
-        position=Position("activity", partition, offset),
-        change_position=Position("activity", partition, change),
-        episode="e",
-        test="statistic",
-    )
-
-
-def learned(version: str, start: int, end: int, partition: int = 2, device: str | None = None) -> ModelRegistered:
-    window = TrainingWindow(
-        topic="activity",
-        ranges=[OffsetRange(0, 0, 9), OffsetRange(partition, start, end)],
-        rows=1,
-        sha256="",
-        device=device,
-    )
-    return ModelRegistered(
-        model="activity",
-        version=version,
-        run_id="r",
-        winner="random-forest",
-        candidates=[],
-        window=window,
-        digest=f"sha256:{version}",
-        caused_by=[],
-    )
-
-
-def told(event, id="an-event"):
-    return envelope(event, id=id, source="s", subject=DEVICE, time=0.0, root="root")
 
 
 class Current:
@@ -73,8 +29,8 @@ class Current:
 class Trained:
     """In place of a child process: what it was asked to do."""
 
-    def __init__(self, retrainer, cause, task):
-        self.cause = cause
+    def __init__(self, retrainer, drifts, task):
+        self.drifts = drifts
         self.task = task
 
 
@@ -82,10 +38,16 @@ class Trained:
 def retrainer(tmp_path, monkeypatch):
     monkeypatch.setattr(retrain, "ChildJob", Trained)
     monkeypatch.setattr(retrain, "_topic_id", lambda _: "topic-id")
-    settings = Settings(_env_file=None, home=tmp_path, kafka_bootstrap="127.0.0.1:1", namespace="")
+    settings = Settings(_env_file=None, home=tmp_path, kafka_bootstrap="127.0.0.1:1", namespace="", cooldown_seconds=0)
     retrainer = Retrainer(settings, Health("retrain"), Current())
-    retrainer.registered = [learned("1", 0, 300)]
+    retrainer.controller = Controller("activity", policy_of(settings))
+    retrainer.controller.see(told(learned("1", 0, 300), "first"))
+    monkeypatch.setattr(retrainer, "_ahead", list)
     return retrainer
+
+
+def known(retrainer, version):
+    retrainer.controller.see(told(version, f"registered-{version.version}"))
 
 
 def decided(job) -> dict[str, object]:
@@ -99,62 +61,30 @@ def test_a_drift_after_everything_that_was_learned_is_trained_on(retrainer):
     """The loop's purpose."""
     job = retrainer.start(told(drift(offset=500)))
     assert isinstance(job, Trained)
-    assert job.task.drift == drift(offset=500)
+    assert job.task.drifts == [drift(offset=500)]
+    assert job.task.caused_by == ["an-event"]
     assert job.task.event_id == "an-event"
-
-
-@pytest.mark.parametrize(
-    ("version", "covered"),
-    [
-        (learned("2", 400, 501, device=DEVICE), True),
-        (learned("2", 400, 501), True),  # of all devices
-        (learned("2", 400, 500, device=DEVICE), False),  # the end is not in it
-        (learned("2", 501, 600, device=DEVICE), False),
-        (learned("2", 400, 600, device="phone-08"), False),
-        (learned("2", 400, 600, partition=3, device=DEVICE), False),
-    ],
-)
-def test_a_drift_that_a_newer_version_has_learned_from_is_not_trained_on_again(retrainer, version, covered):
-    """One cause makes many drift events; each would cost a training that cannot find anything new."""
-    retrainer.registered.append(version)
-    job = retrainer.start(told(drift(offset=500)))
-    assert isinstance(job, Done) is covered
-    if covered:
-        decision = decided(job)
-        assert (decision["outcome"], decision["reason"]) == ("deferred", "covered")
-        assert decision["concerns"] == ["an-event"]
-        assert "version 2" in decision["detail"]
 
 
 def test_the_version_to_beat_is_the_one_that_serves_not_the_newest(retrainer):
     """The newest may have been refused by the deploy worker."""
-    retrainer.registered.append(learned("2", 300, 400))
+    known(retrainer, learned("2", 300, 400))
     retrainer.current.latest = learned("1", 0, 0)
-    assert retrainer.start(told(drift())).task.champion == Champion("1", "sha256:1")
+    assert retrainer.start(told(drift(), "one")).task.champion == Champion("1", "sha256:1", "run-1")
     retrainer.current.latest = None  # nothing deployed yet
-    assert retrainer.start(told(drift())).task.champion == Champion("2", "sha256:2")
+    assert retrainer.start(told(drift(), "two")).task.champion == Champion("2", "sha256:2", "run-2")
 
 
 def test_a_training_is_given_all_that_was_learned_before_oldest_first(retrainer):
     """Learning from recent data alone forgets what it lacks."""
-    retrainer.registered.append(learned("2", 300, 400, device=DEVICE))
-    assert [window.ranges[1].start for window in retrainer.start(told(drift())).task.previous] == [0, 300]
+    known(retrainer, learned("2", 300, 400, device=DEVICE))
+    assert [window.ranges[0].start for window in retrainer.start(told(drift())).task.previous] == [0, 300]
 
 
 def test_a_sensors_fault_is_noted_and_never_trained_on(retrainer):
     """A model that has learned a broken sensor is broken for all others."""
-    fault = QualityDegraded(
-        device=DEVICE, model="activity", channel="gravity.x", fault="stuck", ts=0.0, position=Position("activity", 2, 1)
-    )
-    decision = decided(retrainer.start(told(fault)))
+    decision = decided(retrainer.start(told(fault())))
     assert (decision["outcome"], decision["reason"]) == ("ignored", "quality")
-
-
-def test_a_drift_before_the_first_model_is_deferred_to_it(retrainer):
-    """There is nothing yet that it could have hurt."""
-    retrainer.registered.clear()
-    decision = decided(retrainer.start(told(drift())))
-    assert (decision["outcome"], decision["reason"]) == ("deferred", "no-model")
 
 
 def test_an_event_of_another_kind_is_rejected_as_one_that_can_never_work(retrainer):
@@ -173,14 +103,14 @@ def test_another_models_drift_is_left_to_another_worker(retrainer):
 def test_without_a_model_the_first_one_is_trained_unasked_and_then_no_more(retrainer):
     """Nobody has drifted from a model that does not exist, so no event would ever ask for it."""
     assert retrainer.idle() is None
-    retrainer.registered.clear()
+    retrainer.controller = Controller("activity", retrainer.controller.policy)
     first = retrainer.idle()
-    assert (first.task.drift, first.task.champion, first.task.previous) == (None, None, [])
+    assert (first.task.drifts, first.task.champion, first.task.previous) == ([], None, [])
 
 
 def test_the_first_model_of_another_activity_topic_is_another_one(retrainer, monkeypatch):
     """An MLflow outlives a Kafka: the first model of the one before would be taken for ours, its readings gone."""
-    retrainer.registered.clear()
+    retrainer.controller = Controller("activity", retrainer.controller.policy)
     first = retrainer.idle().task.event_id
     assert retrainer.idle().task.event_id == first
     monkeypatch.setattr(retrain, "_topic_id", lambda _: "another")
@@ -189,22 +119,53 @@ def test_the_first_model_of_another_activity_topic_is_another_one(retrainer, mon
 
 def test_what_another_worker_registered_meanwhile_is_read_when_the_partition_comes_back(retrainer, monkeypatch):
     """A worker that waited in reserve would train again what the other has trained."""
-    newer = learned("2", 400, 600, device=DEVICE)
+    found = [learned("1", 0, 300), learned("2", 400, 600, device=DEVICE)]
     monkeypatch.setattr(
-        retrain, "read_events", lambda *_, **__: iter([type("Logged", (), {"envelope": told(newer)})()])
+        retrain,
+        "read_events",
+        lambda *_, **__: iter([Logged(MODEL_REGISTERED, 0, n, n, told(each, str(n))) for n, each in enumerate(found)]),
     )
     retrainer.assigned()
     assert decided(retrainer.start(told(drift())))["reason"] == "covered"
 
 
-def test_a_redelivered_event_gives_the_same_event_ids(retrainer):
+def test_an_event_that_comes_again_gives_the_same_event_ids(retrainer):
     """Whoever has seen an id drops the second one; so the chain shows each step once after any crash."""
-    cause = told(drift())
-    task = retrainer.start(cause).task
-    for result in (Result(registered=learned("2", 0, 1)), Result(declined=Declined("held", "not-better", "detail"))):
-        [first], [again] = retrainer.outputs(cause, result, task), retrainer.outputs(cause, result, task)
+    job = retrainer.start(told(drift()))
+    for result in (
+        Result(registered=learned("2", 0, 1)),
+        Result(declined=Declined("rejected", "not-better", "detail")),
+    ):
+        [first], [again] = (retrainer.outputs(job.drifts, result, job.task) for _ in range(2))
         assert first.event.id == again.event.id
         assert first.event.root == "root"
+
+
+def test_a_promotion_is_told_with_the_gates_numbers_beside_the_version(retrainer):
+    """Whoever asks why a model changed wants the reason, not only that it did."""
+    job = retrainer.start(told(drift()))
+    promoted = Declined("promoted", "better-on-recent", "detail", {"gain": 0.2}, "carrying")
+    version, decision = retrainer.outputs(job.drifts, Result(learned("2", 0, 1), promoted), job.task)
+    assert version.topic is MODEL_REGISTERED
+    assert version.event.id == event_id("registered", "an-event")
+    made = decision.event.event
+    assert (made.about, made.outcome, made.cause, made.concerns) == ("promote", "promoted", "carrying", ["an-event"])
+    assert made.numbers == {"gain": 0.2}
+
+
+def test_a_drift_that_was_trained_on_is_not_trained_on_again_when_it_is_delivered_again(retrainer):
+    """At least once is what Kafka promises; once is what we do."""
+    job = retrainer.start(told(drift()))
+    retrainer.committed(retrainer.outputs(job.drifts, Result(learned("2", 0, 1, caused_by=["an-event"])), job.task))
+    again = retrainer.start(told(drift()))
+    assert isinstance(again, Done)
+    assert not again.poll()
+
+
+def test_a_request_by_hand_trains_at_once_even_though_nothing_hurts(retrainer):
+    """A hand on the wheel goes before cooldown and budget; the gate still judges."""
+    job = retrainer.start(told(RetrainRequested(model="activity", action="now", by="ops", device="p"), "asked"))
+    assert (job.task.forced, job.task.device, job.task.caused_by, job.task.drifts) == (True, "p", ["asked"], [])
 
 
 @pytest.mark.parametrize(

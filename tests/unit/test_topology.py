@@ -34,7 +34,7 @@ def test_topics_carry_what_is_promised():
     """A consumer subscribes by topic and expects no other event there."""
     assert {topic.name: [cls.__name__ for cls in topic.carries] for topic in TOPICS if topic.carries} == {
         "activity": ["Reading", "ReadingBatch"],
-        "drift": ["DriftDetected", "QualityDegraded"],
+        "drift": ["DriftDetected", "QualityDegraded", "RetrainRequested"],
         "decisions": ["DecisionMade"],
         "model-registered": ["ModelRegistered", "SwitchRequested"],
         "deployed": ["ModelDeployed"],

@@ -1,0 +1,207 @@
+"""When a drift leads to a training, when it waits, and that none is ever lost."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from schemas.events import RetrainRequested
+from tests.unit.controlling import DEVICE, World, drift, fault, learned, told
+from workers.controller import Controller, Decided, Policy, Train
+
+
+def queue(count, seconds, devices=1, seed=0):
+    rng = random.Random(seed)
+    times = sorted(rng.uniform(0, seconds) for _ in range(count))
+    found = []
+    for number, at in enumerate(times):
+        device = rng.randrange(devices)
+        event = drift(offset=1_000 + number, partition=device % 4, device=f"phone-{device:03d}")
+        found.append((at, told(event, f"drift-{number}", at)))
+    return found
+
+
+@pytest.mark.parametrize("devices", [1, 7, 300])
+def test_a_thousand_drifts_in_a_minute_make_at_most_two_trainings_and_none_goes_unanswered(devices):
+    """A firmware update drifts a whole fleet at once; a training each would never end, and a drift dropped is lost."""
+    world = World()
+    world.consume(queue(1000, 60, devices), until=3600)
+    assert 1 <= len(world.trained) <= 2
+    assert world.concerned() >= {f"drift-{number}" for number in range(1000)}
+    assert not world.controller.waiting
+
+
+def test_the_same_drift_delivered_five_times_or_an_hour_later_makes_one_training():
+    """Kafka delivers at least once, and a producer that crashes sends again."""
+    world = World()
+    first = told(drift(), "one")
+    world.consume([(at, first) for at in (0, 0, 0, 1, 2, 3600)], until=7200, restarts=True)
+    assert [train.lead for train in world.trained] == ["one"]
+
+
+def test_a_drift_that_comes_during_cooldown_waits_and_starts_the_next_training():
+    """The trailing edge: whoever drops it heals the first device and leaves the second."""
+    world = World()
+    second = told(drift(offset=2_000_000, device="phone-08"), "two", 40)
+    world.consume([(0, told(drift(), "one")), (40, second)], until=200)
+    assert [each.reason for each in world.decisions if each.concerns == ["two"]] == ["cooldown"]
+    assert world.controller.state(world.now) == "cooldown"
+    world.consume([], until=1000)
+    assert [train.lead for train in world.trained] == ["one", "two"]
+    assert world.controller.state(world.now) == "idle"
+
+
+def test_what_waits_is_known_after_a_restart():
+    """State is rebuilt from the topics alone: a worker that takes over must not forget what was deferred."""
+    world = World()
+    world.consume([(0, told(drift(), "one")), (40, told(drift(offset=2_000_000, device="p"), "two", 40))], until=60)
+    world.restart()
+    assert list(world.controller.waiting) == ["two"]
+    assert world.controller.trainings == [30.0]
+    world.consume([], until=1000)
+    assert [train.lead for train in world.trained] == ["one", "two"]
+
+
+def test_after_three_trainings_for_nothing_the_breaker_opens_and_later_lets_one_through():
+    """A drift that no training heals would burn the machine all night."""
+    world = World(Policy(cooldown_s=10, daily_trainings=100, breaker_s=3600), ends=lambda _: "rejected")
+    many = [(100.0 * number, told(drift(offset=500 + number), f"d{number}", 100 * number)) for number in range(8)]
+    world.consume(many, until=1000)
+    assert len(world.trained) == 3
+    assert {each.reason for each in world.decisions[3:]} == {"breaker"}
+    world.consume([], until=4500)
+    assert len(world.trained) == 4, "one is tried when the time is over"
+    assert [each.id for each in world.trained[-1].drifts] == ["d3", "d4", "d5", "d6", "d7"]
+
+
+def test_the_days_budget_ends_trainings_until_the_next_day():
+    """Compute is paid for."""
+    world = World(Policy(cooldown_s=0, daily_trainings=2))
+    many = [(100.0 * n, told(drift(offset=2_000_000 + n, device=f"p{n}"), f"d{n}", 100 * n)) for n in range(4)]
+    world.consume(many, until=1000)
+    assert len(world.trained) == 2
+    assert [each.reason for each in world.decisions if each.about == "retrain"] == ["budget", "budget"]
+    world.consume([], until=87_000)
+    assert len(world.trained) == 3
+
+
+def test_a_hold_keeps_drifts_waiting_until_it_is_released():
+    """During an incident somebody has to be able to say: not now."""
+    world = World()
+    hold, release = (
+        told(RetrainRequested(model="activity", action=action, by="ops"), action) for action in ("hold", "release")
+    )
+    world.consume([(0, hold), (1, told(drift(), "one", 1))], until=100, restarts=True)
+    assert not world.trained
+    assert [each.outcome for each in world.decisions] == ["holding", "deferred"]
+    world.consume([(100, release)], until=200, restarts=True)
+    assert [train.lead for train in world.trained] == ["one"]
+
+
+def test_a_sensors_fault_is_never_trained_on_and_neither_is_a_drift_of_that_time():
+    """A model that has learned a broken sensor is broken for all others."""
+    world = World()
+    world.consume([(0, told(fault(), "f")), (1, told(drift(), "one", 1))], until=100)
+    assert not world.trained
+    assert [(each.outcome, each.reason, each.cause) for each in world.decisions] == [
+        ("ignored", "quality", "sensor-fault")
+    ] * 2
+    later = drift(offset=900, ts=500.0, change_ts=400.0)
+    world.consume([(100, told(fault(ts=20.0, ended=True), "g")), (101, told(later, "two", 101))], until=200)
+    assert [train.lead for train in world.trained] == ["two"]
+
+
+def test_a_fault_that_is_told_right_behind_the_drift_counts_already():
+    """The detector may see the shift a moment before the quality gate is sure."""
+    world = World()
+    world.consume([(0, told(drift(), "one")), (0, told(fault(), "f"))], until=100)
+    assert not world.trained
+
+
+def test_an_uncertain_training_is_tried_again_with_more_data_and_then_given_up():
+    """A held challenger may be right; three times without proof it is not."""
+    world = World(Policy(cooldown_s=10, breaker_rejections=9), ends=lambda _: "uncertain")
+    world.consume([(0, told(drift(), "one"))], until=600)
+    assert [train.attempt for train in world.trained] == [0, 1, 2]
+    assert (world.decisions[-1].outcome, world.decisions[-1].reason) == ("given-up", "uncertain")
+    assert world.controller.state(world.now) == "idle"
+
+
+@pytest.mark.parametrize("wrong", [-3600.0, 3600.0])
+def test_a_clock_that_was_off_by_an_hour_does_not_lock_retraining_out_for_an_hour(wrong):
+    """The last training's time stems from a clock that was mended since."""
+    controller = Controller("activity", Policy())
+    controller.see(told(learned("1", 0, 300), "first"))
+    controller.see(told(learned("2", 300, 400, device="p"), "second", 10_000 + wrong))
+    assert isinstance(controller.answer(told(drift(), "one"), 10_000), Train)
+
+
+@pytest.mark.parametrize("mode", ["never", "periodic"])
+def test_a_policy_that_does_not_act_on_drifts_says_so(mode):
+    """What is not done gets its reason."""
+    world = World(Policy(mode=mode, period_s=600))
+    world.consume([(0, told(drift(), "one"))], until=1500)
+    assert world.decisions[0].reason == "policy"
+    assert len(world.trained) == {"never": 0, "periodic": 2}[mode]
+
+
+def test_every_alarm_trains_for_each():
+    """The naive policy, to measure against."""
+    world = World(Policy(mode="every-alarm"))
+    world.consume(queue(5, 60), until=600)
+    assert len(world.trained) == 5
+
+
+def test_a_drift_before_the_first_model_is_deferred_to_it():
+    """There is nothing yet that it could have hurt."""
+    controller = Controller("activity", Policy())
+    answer = controller.answer(told(drift()), 0.0)
+    assert isinstance(answer, Decided)
+    assert (answer.outcome, answer.reason) == ("deferred", "no-model")
+
+
+@pytest.mark.parametrize(
+    ("version", "covered"),
+    [
+        (learned("2", 400, 501, device=DEVICE), True),
+        (learned("2", 400, 501), True),  # of all devices
+        (learned("2", 400, 500, device=DEVICE), False),  # the end is not in it
+        (learned("2", 501, 600, device=DEVICE), False),
+        (learned("2", 400, 600, device="phone-08"), False),
+        (learned("2", 400, 600, partition=3, device=DEVICE), False),
+    ],
+)
+def test_a_drift_that_a_newer_version_has_learned_from_is_not_trained_on_again(version, covered):
+    """One cause makes many drift events; each would cost a training that cannot find anything new."""
+    controller = Controller("activity", Policy(cooldown_s=0))
+    controller.see(told(learned("1", 0, 300), "first"))
+    controller.see(told(version, "second"))
+    answer = controller.answer(told(drift(offset=500)), 10.0)
+    assert isinstance(answer, Decided) is covered
+    if covered:
+        assert (answer.outcome, answer.reason) == ("deferred", "covered")
+        assert "version 2" in answer.detail
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 600), st.integers(0, 5), st.booleans()), max_size=25),
+    st.sampled_from(["promoted", "rejected", "uncertain"]),
+)
+def test_whatever_comes_every_drift_is_answered_and_a_restart_changes_nothing(events, end):
+    """The promise itself: same topics, same decisions; nothing dropped; one training for an id at a time."""
+    come = sorted(events)
+    made = [
+        (
+            float(at),
+            told(drift(offset=1_000 + n, device=f"p{device}") if not faulty else fault(f"p{device}"), f"e{n}", at),
+        )
+        for n, (at, device, faulty) in enumerate(come)
+    ]
+    steady, shaken = (World(ends=lambda _: end) for _ in range(2))
+    steady.consume(made, until=200_000)
+    shaken.consume(made, until=200_000, restarts=True)
+    assert steady.log == shaken.log
+    assert steady.concerned() >= {each.id for _, each in made}
+    assert not steady.controller.waiting

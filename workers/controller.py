@@ -1,0 +1,336 @@
+"""When to retrain: drift events in, a training or a decision with its reason out, everything from the topics alone.
+
+Pure: what it knows it has folded from events, and the time is an argument. So a worker that takes over rebuilds it, a
+backtest runs it over recordings, and the same topics give the same decisions.
+
+The states: *idle*; *suspected*, where a drift waits until a retraining is allowed; *collecting*, *training*,
+*evaluating*, while one runs; *cooldown* after one. One runs at a time. A drift that comes meanwhile is answered if that
+one learned from its readings, else waits and starts the next one (the trailing edge), so no change is lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from schemas.envelope import Envelope
+from schemas.events import (
+    DecisionMade,
+    DriftDetected,
+    ModelRegistered,
+    QualityDegraded,
+    RetrainRequested,
+    TrainingWindow,
+    event_id,
+)
+
+State = Literal["idle", "suspected", "collecting", "training", "evaluating", "cooldown"]
+Mode = Literal["driftloop", "never", "periodic", "every-alarm"]
+
+# Reasons for which a drift waits: it is decided again as soon as they are gone.
+WAITING: Final = frozenset({"cooldown", "budget", "breaker", "hold", "uncertain"})
+# What ends a training that was really done, and so costs budget and begins a cooldown.
+TRAINED: Final = frozenset({"rejected", "held"})
+FAILED: Final = frozenset({"training-failed", "deadline"})
+DAY_S: Final = 86_400.0
+FAULT_LINGERS_S: Final = 60.0  # of event time: a detector's bouts reach back
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How willing the controller is. Seconds; trainings a day; rejections in a row that open the breaker."""
+
+    mode: Mode = "driftloop"
+    cooldown_s: float = 300.0
+    daily_trainings: int = 12
+    breaker_rejections: int = 3
+    breaker_s: float = 6 * 3600.0
+    period_s: float = 6 * 3600.0
+    attempts: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Train:
+    """Retrain for these drifts. lead: names the training for good; attempt: of this lead, from 0."""
+
+    lead: str
+    drifts: tuple[Envelope, ...]
+    attempt: int = 0
+    request: RetrainRequested | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Do not retrain. concerns: ids of the events that this is the answer to."""
+
+    outcome: str
+    reason: str
+    detail: str
+    concerns: tuple[str, ...]
+    cause: str | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+    attempt: int = 0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A drift that waits. reason: the last one for which it does."""
+
+    envelope: Envelope
+    since: float
+    reason: str
+
+
+class Controller:
+    """What the topics say of one model's retrainings."""
+
+    def __init__(self, model: str, policy: Policy) -> None:
+        self.model = model
+        self.policy = policy
+        self.registered: list[ModelRegistered] = []
+        self.waiting: dict[str, _Waiting] = {}
+        self.answered: dict[str, int] = {}  # decisions on each event so far
+        self.uncertain: dict[str, int] = {}  # trainings of it that could not tell
+        self.settled: set[str] = set()
+        self.trainings: list[float] = []  # when each ended, seconds since the epoch
+        self.begun = 0.0  # when the first model was registered
+        self.rejections = 0  # in a row
+        self.held = False
+        self.running: State | None = None
+        self.faults: dict[tuple[str, str, str], tuple[float, float | None]] = {}  # event time of begin and end
+        self._drifts: dict[str, Envelope] = {}  # seen, and neither waiting nor settled
+        self._reasons: dict[str, tuple[float, str]] = {}  # of drifts that wait and were not seen yet
+
+    # What the topics tell.
+
+    def see(self, told: Envelope) -> None:
+        """Fold one event of `drift`, `decisions` or `model-registered` in; oldest first within a topic."""
+        event = told.event
+        if event.model != self.model:
+            return
+        match event:
+            case DriftDetected():
+                if told.id in self._reasons:
+                    self.waiting[told.id] = _Waiting(told, *self._reasons.pop(told.id))
+                elif told.id not in self.settled and told.id not in self.waiting:
+                    self._drifts[told.id] = told
+            case QualityDegraded():
+                self._fault(event)
+            case ModelRegistered():
+                self._registered(told, event)
+            case DecisionMade(about="retrain"):
+                self._decided(told, event)
+            case _:
+                pass
+
+    def _fault(self, event: QualityDegraded) -> None:
+        key = (event.device, event.channel, event.fault)
+        if event.ended and key in self.faults:
+            self.faults[key] = (self.faults[key][0], event.ts)
+        elif not event.ended:
+            self.faults[key] = (event.ts, None)
+
+    def _registered(self, told: Envelope, event: ModelRegistered) -> None:
+        if any(each.version == event.version for each in self.registered):
+            return
+        first = not self.registered
+        self.registered.append(event)
+        self._settle(event.caused_by)
+        if first:  # which is no retraining
+            self.begun = told.time.timestamp()
+        else:
+            self.trainings.append(told.time.timestamp())
+        self.rejections = 0
+
+    def _decided(self, told: Envelope, event: DecisionMade) -> None:
+        for id in event.concerns:
+            self.answered[id] = self.answered.get(id, 0) + 1
+            if event.reason == "uncertain":
+                self.uncertain[id] = self.uncertain.get(id, 0) + 1
+        if event.outcome in ("holding", "released"):
+            self.held = event.outcome == "holding"
+        if event.outcome in TRAINED or event.reason in FAILED:
+            self.trainings.append(told.time.timestamp())
+            self.rejections += 1
+        if event.outcome in ("deferred", "held") and event.reason in WAITING:
+            for id in event.concerns:
+                self._wait(id, event)
+        else:
+            self._settle(event.concerns)
+
+    def _wait(self, id: str, event: DecisionMade) -> None:
+        if id in self.waiting:
+            self.waiting[id].reason = event.reason
+        elif (known := self._drifts.pop(id, None)) is not None:
+            self.waiting[id] = _Waiting(known, event.ts, event.reason)
+        elif id not in self.settled:
+            since, _ = self._reasons.get(id, (event.ts, ""))
+            self._reasons[id] = (since, event.reason)
+
+    def _settle(self, ids: Iterable[str]) -> None:
+        for id in ids:
+            self.settled.add(id)
+            self.waiting.pop(id, None)
+            self._drifts.pop(id, None)
+            self._reasons.pop(id, None)
+
+    def forget_unanswered(self) -> None:
+        """Drifts that nothing was decided on will come, or come again; until then nothing is known of them."""
+        self._drifts.clear()
+
+    # What is to be done.
+
+    def state(self, now: float) -> State:
+        """Where the model's retraining stands."""
+        if self.running is not None:
+            return self.running
+        if self.trainings and self._since_last(now) < self.policy.cooldown_s:
+            return "cooldown"
+        return "suspected" if self.waiting else "idle"
+
+    def answer(self, told: Envelope, now: float, ahead: Sequence[Envelope] = ()) -> Train | Decided | None:
+        """What a drift event leads to; None if it was answered before (a second delivery) or is another model's.
+
+        ahead: events that are on the topic behind it already: what the training also learns from joins it.
+        """
+        event, id = told.event, told.id
+        if event.model != self.model or id in self.settled or id in self.waiting:
+            return None
+        if isinstance(event, RetrainRequested):
+            return self._asked(told, event)
+        if isinstance(event, QualityDegraded):
+            over = " is over" if event.ended else "; a sensor's fault is mended, not learned"
+            detail = f"{event.channel} of {event.device}: {event.fault}{over}"
+            return Decided("ignored", "quality", detail, (id,), "sensor-fault")
+        return self._drifted(told, event, now, ahead) if isinstance(event, DriftDetected) else None
+
+    def _drifted(self, told: Envelope, event: DriftDetected, now: float, ahead: Sequence[Envelope]) -> Train | Decided:
+        id = told.id
+        for each in ahead:
+            if isinstance(each.event, QualityDegraded):
+                self._fault(each.event)
+        if (refused := self._refused(told, event)) is not None:
+            return refused
+        if (blocked := self._blocked(now)) is not None:
+            reason, detail, numbers = blocked
+            return Decided("deferred", reason, detail, (id,), numbers=numbers)
+        others = [] if self.policy.mode == "every-alarm" else [*self._joining(), *self._welcome(told, ahead)]
+        return Train(id, (told, *others), self.answered.get(id, 0))
+
+    def due(self, now: float) -> Train | Decided | None:
+        """What is to be done without a new event: a drift whose time has come, or the period's training."""
+        for id, item in self.waiting.items():
+            assert isinstance(item.envelope.event, DriftDetected)
+            if (refused := self._refused(item.envelope, item.envelope.event)) is not None:
+                return refused
+            if self.uncertain.get(id, 0) >= self.policy.attempts:
+                detail = f"{self.uncertain[id]} trainings could not tell whether a new model is better"
+                return Decided("given-up", "uncertain", detail, (id,), attempt=self.answered[id])
+        last = self.trainings[-1] if self.trainings else self.begun
+        if self.policy.mode == "periodic" and self.registered and now - last >= self.policy.period_s:
+            return Train(event_id("periodic", self.model, self.registered[-1].version, len(self.trainings)), ())
+        if not self.waiting or self._blocked(now) is not None:
+            return None
+        joining = self._joining()
+        lead = joining[0].id
+        return Train(lead, joining, self.answered.get(lead, 0))
+
+    def _joining(self) -> tuple[Envelope, ...]:
+        order = sorted(self.waiting.values(), key=lambda item: (item.since, item.envelope.id))
+        return tuple(item.envelope for item in order)
+
+    def _welcome(self, told: Envelope, ahead: Sequence[Envelope]) -> list[Envelope]:
+        """Events of the queue that can be learned from together with `told`."""
+        found: dict[str, Envelope] = {}
+        for each in ahead:
+            event = each.event
+            known = each.id in self.settled or each.id in self.waiting or each.id == told.id
+            if not isinstance(event, DriftDetected) or event.model != self.model or known:
+                continue
+            if self._refused(each, event) is None:
+                found.setdefault(each.id, each)
+        return list(found.values())
+
+    def _asked(self, told: Envelope, event: RetrainRequested) -> Train | Decided:
+        if event.action in ("hold", "release"):
+            outcome = "holding" if event.action == "hold" else "released"
+            return Decided(outcome, "manual", event.detail or f"asked for by {event.by}", (told.id,))
+        if not self.registered and event.action == "now":
+            detail = "there is no model yet; the first one is trained as soon as there are enough labelled readings"
+            return Decided("refused", "no-model", detail, (told.id,))
+        return Train(told.id, (), self.answered.get(told.id, 0), event)
+
+    def _refused(self, told: Envelope, event: DriftDetected) -> Decided | None:
+        """Why a drift does not need or deserve a training, whatever the time."""
+        attempt = self.answered.get(told.id, 0)
+
+        def no(outcome: str, reason: str, detail: str, cause: str | None = None, **numbers: float) -> Decided:
+            return Decided(outcome, reason, detail, (told.id,), cause, numbers, attempt)
+
+        if not self.registered:
+            detail = "there is no model yet that this drift could have hurt; the first one learns from these readings"
+            return no("deferred", "no-model", detail)
+        if self.policy.mode in ("never", "periodic"):
+            return no("ignored", "policy", f"the policy is `{self.policy.mode}`: drifts are told, not acted on")
+        if self.policy.mode != "every-alarm" and (fault := self._faulty(event)) is not None:
+            (channel, kind), (begin, end) = fault
+            detail = f"{channel} of {event.device} is not measuring ({kind}); a sensor's fault is mended, not learned"
+            times = {"fault.begin": begin} | ({} if end is None else {"fault.end": end})
+            return no("ignored", "quality", detail, "sensor-fault", **times)
+        covering = covered_by(event, self.registered)
+        if covering is not None and self.policy.mode != "every-alarm":
+            detail = f"version {covering.version} has learned from readings that came after this drift"
+            return no("deferred", "covered", detail)
+        return None
+
+    def _faulty(self, event: DriftDetected) -> tuple[tuple[str, str], tuple[float, float | None]] | None:
+        """The fault of the device during the time in which the drift was seen, if there was one."""
+        for (device, channel, kind), (begin, end) in self.faults.items():
+            over = end is not None and end + FAULT_LINGERS_S < event.change_ts
+            if device == event.device and kind != "gap" and begin <= event.ts + FAULT_LINGERS_S and not over:
+                return (channel, kind), (begin, end)
+        return None
+
+    def _blocked(self, now: float) -> tuple[str, str, dict[str, float]] | None:
+        """Why no retraining may begin now, for the whole model: reason, detail, numbers."""
+        policy = self.policy
+        if policy.mode == "every-alarm":
+            return None
+        if self.held:
+            return "hold", "somebody holds retrainings back; `driftloop retrain --release` lets them go on", {}
+        today = [ts for ts in self.trainings if abs(now - ts) < DAY_S]
+        if self.rejections >= policy.breaker_rejections and self._since_last(now) < policy.breaker_s:
+            detail = (
+                f"the last {self.rejections} trainings brought nothing; the next may begin after {policy.breaker_s:g} s"
+            )
+            return "breaker", detail, {"rejections": self.rejections, "since_last_s": round(self._since_last(now), 1)}
+        if len(today) >= policy.daily_trainings:
+            return "budget", f"{len(today)} trainings within a day", {"trainings": len(today)}
+        if self.trainings and (elapsed := self._since_last(now)) < policy.cooldown_s:
+            detail = f"the last retraining ended {elapsed:.0f} s ago, the next may begin after {policy.cooldown_s:g} s"
+            return "cooldown", detail, {"since_last_s": round(elapsed, 1), "cooldown_s": policy.cooldown_s}
+        return None
+
+    def _since_last(self, now: float) -> float:
+        """Seconds since the last training; a clock that was set back must not lock us out, so distance counts."""
+        return abs(now - self.trainings[-1]) if self.trainings else float("inf")
+
+
+def covered_by(drift: DriftDetected, history: Sequence[ModelRegistered]) -> ModelRegistered | None:
+    """The version that has already learned from this device's readings up to the drift, if there is one."""
+    for registered in reversed(history):
+        window = registered.window
+        if holds(window, drift.device) and any(
+            item.partition == drift.position.partition and item.start <= drift.position.offset < item.end
+            for item in window.ranges
+        ):
+            return registered
+    return None
+
+
+def holds(window: TrainingWindow, device: str) -> bool:
+    """Whether a training window has readings of the device."""
+    if window.devices is not None:
+        return device in window.devices
+    return window.device in (None, device)

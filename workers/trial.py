@@ -1,0 +1,220 @@
+"""One retraining on given windows: candidates trained, compared with the champion, judged. No Kafka, no MLflow.
+
+The same windows, champion and seed give the same models and scores; so a repetition of a run proves it, and a backtest
+sees what the worker would have done.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from schemas.activity import ACTIVITIES
+from schemas.events import DriftDetected
+from schemas.settings import Settings
+from streams.features import FEATURES, FEATURES_WITHOUT_ROTATION, features
+from streams.windows import Floats, Ints
+from workers.dataset import Piece, all_have_rotation
+from workers.evaluation import (
+    Scores,
+    Verdict,
+    blocks_of,
+    class_f1,
+    confusion,
+    judge,
+    macro_f1,
+    paired_interval,
+)
+from workers.retrain_task import Decline
+from workers.training import Fitted, Labelled, candidates, fit_all, training_set
+from workers.triage import Triage, triage
+
+_NO_ANSWER = len(ACTIVITIES)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A version as it can be asked. columns: the features that it wants."""
+
+    version: str
+    pipeline: Any
+    columns: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What came of it. numbers: the gate's, for a decision. examples: held-out recent rows of `names`."""
+
+    names: Sequence[str]
+    fitted: Sequence[Fitted]
+    scores: dict[str, Scores]
+    best: Fitted
+    champion: Scores | None
+    verdict: Verdict
+    triage: Triage | None
+    numbers: dict[str, float]
+    confused: Ints
+    examples: Floats
+    seed: int
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def labelled(pieces: Sequence[Piece], *, all_windows: bool = False) -> Labelled:
+    """The training windows of some pieces, bouts numbered through."""
+    offset = np.cumsum([0, *(int(piece.bouts.max(initial=0)) + 1 for piece in pieces)])
+    rows = [np.ones(len(piece), np.bool_) if all_windows else piece.train for piece in pieces]
+    return Labelled(
+        np.concatenate([piece.values[row] for piece, row in zip(pieces, rows, strict=True)]),
+        np.concatenate([piece.labels[row] for piece, row in zip(pieces, rows, strict=True)]),
+        np.concatenate([piece.bouts[row] + offset[i] for i, (piece, row) in enumerate(zip(pieces, rows, strict=True))]),
+    )
+
+
+def held_out(pieces: Sequence[Piece], names: Sequence[str]) -> tuple[Floats, Ints]:
+    """Features and labels of the held-out windows of some pieces."""
+    parts = [(features(piece.values[piece.held_out], names), piece.labels[piece.held_out]) for piece in pieces]
+    if not parts:
+        return np.empty((0, len(names))), np.empty(0, np.int64)
+    return np.concatenate([table for table, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+
+def predicted(pipeline: Any, table: Floats) -> Ints:
+    """Activity codes from a pipeline that answers in names; where a feature is missing it has no answer."""
+    codes = {name: code for code, name in enumerate(ACTIVITIES)}
+    answers, can = np.full(len(table), _NO_ANSWER), np.isfinite(table).all(1)
+    if can.any():
+        answers[can] = [codes[name] for name in pipeline.predict(table[can]).tolist()]
+    return answers
+
+
+def run_trial(
+    recent: Piece,
+    anchor: Sequence[Piece],
+    champion: Model | None,
+    settings: Settings,
+    *,
+    seed: int,
+    drifts: Sequence[DriftDetected] = (),
+    forced: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    warn: Callable[[str, str], None] = lambda _, __: None,
+) -> Trial:
+    """Train, compare, judge. Raises Decline where the champion is not hurt (unless forced), where only the mix of
+    activities has changed, and where no candidate could be trained.
+    """
+    begun = time.monotonic()
+    names = FEATURES if all_have_rotation([recent, *anchor]) else FEATURES_WITHOUT_ROTATION
+    held_recent, held_anchor = held_out([recent], names), held_out(anchor, names)
+    champion_scores, cause = None, None
+    theirs: tuple[Ints, Ints] = (np.empty(0, np.int64), np.empty(0, np.int64))
+    if champion is not None:
+        theirs = (
+            predicted(champion.pipeline, held_out([recent], champion.columns)[0]),
+            predicted(champion.pipeline, held_out(anchor, champion.columns)[0]) if anchor else theirs[1],
+        )
+        champion_scores = Scores(_f1(held_recent[1], theirs[0]), _f1(held_anchor[1], theirs[1]))
+        known = sorted({name for piece in anchor for name in piece.devices.tolist()})
+        before, after = (held_anchor[1], theirs[1]), (held_recent[1], theirs[0])
+        cause = triage(drifts, known, before, after, settings.promote_margin)
+        if not forced:
+            _decline_if_needless(champion, champion_scores, cause, settings)
+
+    say("training")
+    rng = np.random.default_rng(seed)
+    if anchor:
+        table, codes, weight = training_set(labelled(anchor), labelled([recent]), names, rng)
+    else:
+        table, codes, weight = training_set(labelled([recent]), None, names, rng)
+    failures: dict[str, str] = {}
+    fitted = fit_all(
+        candidates(seed),
+        table,
+        np.asarray(ACTIVITIES)[codes],
+        weight,
+        seed=seed,
+        failed=lambda name, error: failures.update({name: repr(error)[:300]}),
+    )
+    for name, error in failures.items():
+        warn(name, error)
+    if not fitted:
+        raise Decline("failed", "training-failed", f"no candidate could be trained: {failures}")
+
+    say("evaluating")
+    answers = {
+        item.name: (predicted(item.pipeline, held_recent[0]), predicted(item.pipeline, held_anchor[0]))
+        for item in fitted
+    }
+    scores = {
+        name: Scores(_f1(held_recent[1], mine), _f1(held_anchor[1], old)) for name, (mine, old) in answers.items()
+    }
+    best = max(fitted, key=lambda item: (scores[item.name].recent or 0) + (scores[item.name].anchor or 0))
+    mine, old = answers[best.name]
+    numbers = _numbers("challenger", scores[best.name])
+    interval, lost = None, None
+    if champion_scores is not None and len(held_recent[1]):
+        blocks = blocks_of(recent.bouts[recent.held_out])
+        interval = paired_interval(held_recent[1], blocks, mine, theirs[0], seed)
+        numbers |= _numbers("champion", champion_scores)
+        numbers |= {"gain.low": round(interval[0], 4), "gain.high": round(interval[1], 4)}
+        numbers |= {"windows.recent": len(held_recent[1]), "windows.anchor": len(held_anchor[1])}
+        if len(held_anchor[1]):
+            now, then = class_f1(held_anchor[1], old), class_f1(held_anchor[1], theirs[1])
+            worst = max(then, key=lambda code: then[code] - now[code])
+            lost = ACTIVITIES[worst], then[worst] - now[worst]
+            numbers |= {f"lost.{lost[0]}": round(lost[1], 4)}
+    verdict = judge(
+        scores[best.name],
+        champion_scores,
+        settings.promote_margin,
+        settings.anchor_loss,
+        interval=interval,
+        lost=lost,
+        class_loss=settings.class_loss,
+    )
+    numbers |= {"seconds": round(time.monotonic() - begun, 1)}
+    if cause is not None:
+        numbers |= cause.numbers
+    return Trial(
+        names,
+        fitted,
+        scores,
+        best,
+        champion_scores,
+        verdict,
+        cause,
+        numbers,
+        confusion(held_recent[1], mine, len(ACTIVITIES)),
+        held_recent[0],
+        seed,
+        failures,
+    )
+
+
+def _f1(labels: Ints, answers: Ints) -> float | None:
+    return macro_f1(labels, answers) if len(labels) else None
+
+
+def _decline_if_needless(champion: Model, scores: Scores, cause: Triage, settings: Settings) -> None:
+    """A drift that does not hurt the champion needs no retraining: it is as good on the drifted data as before."""
+    numbers = _numbers("champion", scores) | cause.numbers
+    if cause.cause == "changed-mix":
+        raise Decline("ignored", "changed-mix", cause.detail, cause=cause.cause, **numbers)
+    if scores.recent is None or scores.anchor is None:
+        return
+    if scores.recent >= scores.anchor - settings.promote_margin:
+        raise Decline(
+            "not-needed",
+            "champion-unhurt",
+            f"version {champion.version} scores {scores.recent:.3f} on drifted windows, {scores.anchor:.3f} before",
+            cause=cause.cause,
+            **numbers,
+        )
+
+
+def _numbers(who: str, scores: Scores) -> dict[str, float]:
+    found = {f"{who}.recent": scores.recent, f"{who}.anchor": scores.anchor}
+    return {name: round(float(value), 4) for name, value in found.items() if value is not None}
