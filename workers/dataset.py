@@ -218,7 +218,7 @@ def anchor_sample(pieces: Sequence[Piece], most: int, seed: int) -> list[Piece]:
     codes = np.concatenate([piece.labels for piece in pieces])
     activities, counts = np.unique(codes, return_counts=True)
     for number, label in enumerate(activities[np.argsort(counts, kind="stable")].tolist()):
-        share = left // (len(activities) - number)
+        share = max(1, left // (len(activities) - number))
         bouts = [
             (i, bout)
             for i, piece in enumerate(pieces)

@@ -26,7 +26,7 @@ def encode(pieces: Sequence[Piece]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    half = pa.list_(pa.float64(), HOP * _CHANNELS)
+    half = pa.list_(pa.float64())
     columns: dict[str, list[Any]] = {"piece": [], "first": [], "second": []}
     for number, piece in enumerate(pieces):
         firsts, seconds = np.split(piece.values.reshape(len(piece.values), -1), [HOP * _CHANNELS], axis=1)
@@ -59,7 +59,7 @@ def decode(content: bytes) -> list[Piece]:
 
     try:
         table = pq.read_table(io.BytesIO(content))
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise Reject("schema", f"the snapshot is no Parquet file: {error}") from error
     if (table.schema.metadata or {}).get(b"format") != _VERSION:
         raise Reject("schema", f"the snapshot's format is not {_VERSION.decode()}")

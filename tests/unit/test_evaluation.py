@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from streams.windows import HOP, WINDOW
-from workers.evaluation import Scores, confusion, judge, macro_f1, split
+from workers.evaluation import Scores, blocks_of, confusion, judge, macro_f1, paired_interval, split
 from workers.figures import confusion_figure, drift_effects, feature_figure
 
 MARGIN, ANCHOR_LOSS = 0.02, 0.03
@@ -162,3 +162,45 @@ def test_the_feature_figure_puts_the_most_drifted_feature_on_top():
     assert len(rows) == 12
     assert rows[-1].startswith("feature 17 ")
     figure.canvas.draw()
+
+
+def test_a_gain_that_a_few_windows_show_is_held_and_not_promoted():
+    """Thirty windows can favour a model by luck; a promotion by luck is a coin toss with users' readings."""
+    labels = np.repeat(np.arange(3), 10)
+    champion, challenger = labels.copy(), labels.copy()
+    champion[[0, 12, 21]] = 2 - champion[[0, 12, 21]]
+    low, high = paired_interval(labels, blocks_of(np.arange(30) // 5), challenger, champion, 0)
+    assert low == 0.0 < high
+    held = judge(Scores(0.95, 0.9), Scores(0.9, 0.9), 0.02, 0.01, interval=(-0.01, 0.1))
+    assert (held.outcome, held.reason) == ("held", "uncertain")
+    assert not held.promote
+
+
+def test_the_interval_is_paired_so_what_both_find_hard_does_not_widen_it():
+    """Two models asked different windows would have to differ by far more to be told apart."""
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(4), 60)
+    hard = rng.random(len(labels)) < 0.4
+    champion = np.where(hard, (labels + 1) % 4, labels)
+    better = champion.copy()
+    fixed = np.flatnonzero(hard)[::4]
+    better[fixed] = labels[fixed]
+    blocks = blocks_of(np.arange(len(labels)) // 20)
+    low, high = paired_interval(labels, blocks, better, champion, 0)
+    gain = macro_f1(labels, better) - macro_f1(labels, champion)
+    assert 0 < low < gain < high
+    assert paired_interval(labels, blocks, champion, champion, 0) == (0.0, 0.0)
+    assert paired_interval(labels, blocks, better, champion, 0) == (low, high), "the same seed, the same interval"
+
+
+def test_a_block_is_a_few_windows_of_one_bout():
+    """Neighbouring windows share readings: drawn one by one they would pretend to be independent."""
+    blocks = blocks_of(np.repeat([0, 1], [10, 3]))
+    assert blocks.tolist() == [0] * 8 + [1] * 2 + [2] * 3
+
+
+def test_a_challenger_that_forgets_one_activity_is_rejected_whatever_the_mean_says():
+    """A mean over six activities hides that stairs are gone."""
+    verdict = judge(Scores(0.9, 0.9), Scores(0.7, 0.9), 0.02, 0.01, lost=("ups", 0.2), class_loss=0.1)
+    assert (verdict.outcome, verdict.reason) == ("rejected", "class-floor")
+    assert "ups" in verdict.detail
