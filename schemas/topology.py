@@ -87,7 +87,7 @@ MODEL_REGISTERED: Final = Topic(
     ("deploy",),
     retention_ms=-1,
 )
-DEPLOYED: Final = Topic("deployed", "model", (ModelDeployed,), ("deploy",), ("monitor",), retention_ms=-1)
+DEPLOYED: Final = Topic("deployed", "model", (ModelDeployed,), ("deploy",), ("monitor", "retrain"), retention_ms=-1)
 CURRENT_MODEL: Final = Topic(
     "current-model", "model", (ModelDeployed,), ("deploy",), ("router", "agent", "retrain"), cleanup="compact"
 )

@@ -18,6 +18,7 @@ from schemas.envelope import Envelope
 from schemas.events import (
     DecisionMade,
     DriftDetected,
+    ModelDeployed,
     ModelRegistered,
     QualityDegraded,
     RetrainRequested,
@@ -99,6 +100,9 @@ class Controller:
         self.held = False
         self.running: State | None = None
         self.faults: dict[tuple[str, str, str], tuple[float, float | None]] = {}  # event time of begin and end
+        self.deployed: list[Envelope] = []  # of ModelDeployed, oldest first
+        self.judged: set[str] = set()  # deployments with a verdict
+        self.drifted: list[tuple[str, int, int]] = []  # device, partition, offset of each change
         self._drifts: dict[str, Envelope] = {}  # seen, and neither waiting nor settled
         self._reasons: dict[str, tuple[float, str]] = {}  # of drifts that wait and were not seen yet
 
@@ -111,6 +115,8 @@ class Controller:
             return
         match event:
             case DriftDetected():
+                change = event.change_position
+                self.drifted.append((event.device, change.partition, change.offset))
                 if told.id in self._reasons:
                     self.waiting[told.id] = _Waiting(told, *self._reasons.pop(told.id))
                 elif told.id not in self.settled and told.id not in self.waiting:
@@ -121,6 +127,11 @@ class Controller:
                 self._registered(told, event)
             case DecisionMade(about="retrain"):
                 self._decided(told, event)
+            case DecisionMade(about="verdict"):
+                self.judged |= set(event.concerns)
+            case ModelDeployed():
+                if all(each.id != told.id for each in self.deployed):
+                    self.deployed.append(told)
             case _:
                 pass
 
@@ -235,6 +246,25 @@ class Controller:
         joining = self._joining()
         lead = joining[0].id
         return Train(lead, joining, self.answered.get(lead, 0))
+
+    def unproved(self) -> tuple[Envelope, bool] | None:
+        """A deployment after a drift that has no verdict yet, and whether it still serves."""
+        for told in self.deployed:
+            event = told.event
+            if isinstance(event, ModelDeployed) and event.reason == "drift" and told.id not in self.judged:
+                return told, told is self.deployed[-1]
+        return None
+
+    def drifts_since(self, window: TrainingWindow) -> int:
+        """Changes of a window's devices behind its end: drifts that a training on it has not healed, or new ones."""
+        ends = {item.partition: item.end for item in window.ranges}
+        return len(
+            {
+                (device, partition, offset)
+                for device, partition, offset in self.drifted
+                if holds(window, device) and offset >= ends.get(partition, offset + 1)
+            }
+        )
 
     def _joining(self) -> tuple[Envelope, ...]:
         order = sorted(self.waiting.values(), key=lambda item: (item.since, item.envelope.id))

@@ -133,6 +133,12 @@ def ranges_since(wanted: Wanted, settings: Settings) -> list[OffsetRange]:
     return [OffsetRange(number, start, max(start, ends[number])) for number, start in sorted(wanted.since.items())]
 
 
+def ranges_behind(window: TrainingWindow, settings: Settings) -> list[OffsetRange]:
+    """What has come behind a training window, on its partitions. By offsets: clocks may be wrong, these are not."""
+    ends = {item.partition: item.end for item in end_ranges(settings, [item.partition for item in window.ranges])}
+    return [OffsetRange(item.partition, item.end, max(item.end, ends[item.partition])) for item in window.ranges]
+
+
 def unlearned_from(drift: DriftDetected, previous: Sequence[TrainingWindow]) -> int:
     """The offset of the change, or the end of what an earlier version has learned of this device since.
 

@@ -24,7 +24,7 @@ import psutil
 from deploy.local import orphans
 from schemas.activity import ACTIVITIES, CHANNEL_NAMES, SAMPLE_RATE_HZ
 from schemas.errors import Retry, UserError
-from schemas.events import DriftDetected, ModelDeployed, ModelRegistered
+from schemas.events import DecisionMade, DriftDetected, ModelDeployed, ModelRegistered
 from schemas.settings import Settings, load_settings
 from schemas.topology import EVENT_TOPICS
 from streams.eventlog import Logged, read_events
@@ -108,6 +108,7 @@ class _Demo:
                     "DRIFTLOOP_FIRST_WINDOWS": str(wanted),
                     "DRIFTLOOP_RECENT_WINDOWS": "240",
                     "DRIFTLOOP_COOLDOWN_SECONDS": "20",
+                    "DRIFTLOOP_VERDICT_WINDOWS": "80",
                     "DRIFTLOOP_CALIBRATION_SECONDS": "300",
                 },
             )
@@ -134,11 +135,17 @@ class _Demo:
         report.versions["after"] = second.version
         self._await_route(second.version)
         report.accuracy["after"], _ = self._accuracy(script.drifted, "after the redeployment")
+        self._play([script.drifted], "more readings with the drift, that no version has learned from")
+        with self._step("verdict"):
+            verdict = self._until(self._verdict_on(second), "the verdict", "retrain")
+        report.verdict = {"outcome": verdict.outcome, "detail": verdict.detail, **(verdict.numbers or {})}
         self._trace(second)
         report.seconds["in all"] = round(time.monotonic() - self.began, 1)
         lost = report.accuracy["before"] - report.accuracy["after"]
-        report.closed = lost <= RESTORED and "drift" in report.chain
-        if not report.closed:
+        report.closed = lost <= RESTORED and "drift" in report.chain and verdict.outcome == "helped"
+        if verdict.outcome != "helped":
+            report.failure = f"the verdict is {verdict.outcome}: {verdict.detail}"
+        elif not report.closed:
             report.failure = f"accuracy after is {lost:.2f} below before; more than {RESTORED:.2f}"
 
     def _say(self, text: str) -> None:
@@ -253,6 +260,18 @@ class _Demo:
         registered = {each.envelope.id for each in self.seen if self._learned_from_drift(each)}
         found = _deployed(item)
         return found if found is not None and found.caused_by in registered else None
+
+    def _verdict_on(self, deployed: ModelDeployed) -> Callable[[Logged], DecisionMade | None]:
+        """What finds the verdict on a deployment."""
+
+        def wanted(item: Logged) -> DecisionMade | None:
+            event = item.envelope.event
+            ids = {each.envelope.id for each in self.seen if each.envelope.event == deployed}
+            if isinstance(event, DecisionMade) and event.about == "verdict" and ids & set(event.concerns):
+                return event
+            return None
+
+        return wanted
 
     def _trace(self, deployed: ModelDeployed) -> None:
         """The events that led to the deployment, backwards by the ids that they carry."""

@@ -22,6 +22,7 @@ class Report:
     windows: int = 0
     versions: dict[str, str] = field(default_factory=dict)
     chain: dict[str, str] = field(default_factory=dict)
+    verdict: dict[str, float | str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     peak_mib: float = 0.0
     home: str = ""
@@ -50,6 +51,8 @@ def show(report: Report, keep: bool, console: Console) -> None:
             if name in report.chain:
                 chain.add_row(name, report.chain[name])
         console.print(chain, "")
+    if report.verdict:
+        console.print(f"verdict: [bold]{report.verdict['outcome']}[/], {report.verdict['detail']}\n")
     steps = Table("step", "seconds", box=None, header_style="bold")
     for name, seconds in report.seconds.items():
         steps.add_row(name, f"{seconds:.1f}")

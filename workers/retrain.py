@@ -17,9 +17,18 @@ from confluent_kafka.admin import AdminClient
 
 from schemas.envelope import Envelope, envelope
 from schemas.errors import Reject, Retry
-from schemas.events import About, DecisionMade, DriftDetected, QualityDegraded, RetrainRequested, event_id
+from schemas.events import (
+    About,
+    DecisionMade,
+    DriftDetected,
+    ModelDeployed,
+    QualityDegraded,
+    RetrainRequested,
+    SwitchRequested,
+    event_id,
+)
 from schemas.settings import Settings
-from schemas.topology import ACTIVITY, DECISIONS, DRIFT, MODEL_REGISTERED, RETRAIN_GROUP, Topic
+from schemas.topology import ACTIVITY, DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTERED, RETRAIN_GROUP, Topic
 from streams.current_model import CurrentModel
 from streams.eventlog import Logged, read_events
 from streams.kafka import client_config
@@ -27,7 +36,7 @@ from workers.controller import Controller, Decided, Policy, Train
 from workers.health import Health
 from workers.jobs import Done, Job, JobLoop, Output
 from workers.registry import signing_key
-from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, WAITING, Champion, Declined, Result, Task
+from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, WAITING, Champion, Declined, Result, Task, ToProve
 from workers.startup import begin, now, stop_on_signals, wait_for_topics
 
 log = structlog.get_logger()
@@ -35,6 +44,7 @@ log = structlog.get_logger()
 SOURCE = "driftloop/retrain"
 # The poll loop waits for it, and /live says no after 30 s.
 _HISTORY_S = 15.0
+_PROOF_EVERY_S = (5.0, 60.0)  # at first, at most
 
 
 class Retrainer:
@@ -49,6 +59,8 @@ class Retrainer:
         self.health = health
         self.current = current
         self.controller: Controller | None = None
+        self.proof_at = 0.0  # when readings for a verdict are looked for next
+        self.proof_waits = _PROOF_EVERY_S[0]
         # Not the system's: what a kill -9 leaves there, the next start removes.
         self.scratch = settings.home.resolve() / "work" / f"{settings.namespace}retrain-{settings.slot}"
         rmtree(self.scratch, ignore_errors=True)
@@ -79,7 +91,59 @@ class Retrainer:
             first = event_id("first", self.settings.namespace, self.settings.model, _topic_id(self.settings))
             return ChildJob(self, (), Task(first))
         answer = controller.due(now())
-        return None if answer is None else self._job(answer)
+        return self._proof(controller) if answer is None else self._job(answer)
+
+    def _proof(self, controller: Controller) -> Job | None:
+        """The verdict on a version that a drift has led to, as soon as there are readings to tell."""
+        latest = self.current.latest
+        if latest is not None and _served(controller) != latest.version:
+            if time.monotonic() < self.proof_at:
+                return None
+            self.proof_at = time.monotonic() + _PROOF_EVERY_S[0]
+            for logged in self._read(DEPLOYED):
+                controller.see(logged.envelope)
+        found = controller.unproved()
+        if found is None or time.monotonic() < self.proof_at:
+            return None
+        deployed, serves = found
+        event = deployed.event
+        assert isinstance(event, ModelDeployed)
+        known = {each.version: each for each in controller.registered}
+        new, previous = known.get(event.version), known.get(event.previous or "")
+        if not serves or new is None or previous is None:
+            detail = f"another version took the place of {event.version} before it could be told"
+            return Done(*self._verdict(deployed, Declined("no-effect", "superseded", detail)))
+        final = now() - deployed.time.timestamp() >= self.settings.verdict_seconds
+        self.proof_at = time.monotonic() + self.proof_waits
+        self.proof_waits = min(2 * self.proof_waits, _PROOF_EVERY_S[1])
+        task = Task(
+            deployed.id,
+            proof=ToProve(
+                Champion(new.version, new.digest, new.run_id),
+                Champion(previous.version, previous.digest, previous.run_id),
+                new.window,
+                controller.drifts_since(new.window),
+                final,
+            ),
+        )
+        return ChildJob(self, (deployed,), task)
+
+    def _verdict(self, deployed: Envelope, said: Declined) -> list[Output]:
+        """What a deployment has come to; one that harmed is asked to be undone."""
+        event = deployed.event
+        assert isinstance(event, ModelDeployed)
+        self.proof_waits = _PROOF_EVERY_S[0]
+        latency = {"latency.p50_ms": event.smoke.p50_ms}
+        told = Decided(said.outcome, said.reason, said.detail, (deployed.id,), None, said.numbers | latency)
+        outputs = [self._decision(told, about="verdict", root=deployed.root)]
+        if said.outcome == "harmed":
+            request = SwitchRequested(
+                model=self.settings.model, action="rollback", version=event.version, by=SOURCE, detail=said.detail
+            )
+            id = event_id("harmed", deployed.id)
+            asked = envelope(request, id=id, source=SOURCE, subject=self.settings.model, time=now(), root=deployed.root)
+            outputs.append(Output(MODEL_REGISTERED, asked))
+        return outputs
 
     def committed(self, outputs: Sequence[Output]) -> None:
         """Fold what we have told ourselves."""
@@ -99,7 +163,7 @@ class Retrainer:
         if self.controller is None:
             controller = Controller(self.settings.model, policy_of(self.settings))
             # Drifts first: a decision speaks of them. Then in the order in which things were written.
-            told = sorted(self._read(DRIFT, DECISIONS, MODEL_REGISTERED), key=lambda each: each.written)
+            told = sorted(self._read(DRIFT, DECISIONS, MODEL_REGISTERED, DEPLOYED), key=lambda each: each.written)
             for logged in [*(each for each in told if each.topic is DRIFT), *told]:
                 controller.see(logged.envelope)
             controller.forget_unanswered()
@@ -139,6 +203,8 @@ class Retrainer:
 
     def outputs(self, drifts: Sequence[Envelope], result: Result, task: Task) -> list[Output]:
         """The events that tell of a result."""
+        if task.proof is not None:
+            return [] if result.declined is None else self._verdict(drifts[0], result.declined)
         told: list[Output] = []
         if result.registered is not None:
             registered = envelope(
@@ -199,6 +265,12 @@ class Retrainer:
                 root=root or lead,
             ),
         )
+
+
+def _served(controller: Controller) -> str | None:
+    """The version that was deployed last, as far as we have heard."""
+    event = controller.deployed[-1].event if controller.deployed else None
+    return event.version if isinstance(event, ModelDeployed) else None
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -273,7 +345,7 @@ class ChildJob:
 
     def _told(self, result: Result) -> list[Output]:
         outputs = self.retrainer.outputs(self.drifts, result, self.task)
-        if not outputs:
+        if not outputs and self.task.proof is None:
             raise Retry("the first model could not be trained; trying again")
         return outputs
 

@@ -30,10 +30,10 @@ from schemas.events import CandidateScore, ChampionScore, ModelRegistered, Train
 from schemas.settings import Settings, load_settings
 from streams.features import FEATURES, features
 from streams.kafka import backoff
-from streams.replay import WindowExpired
-from workers.dataset import Piece, anchor_sample, anchors, collect, piece_of, wanted_by
+from streams.replay import WindowExpired, replay
+from workers.dataset import Piece, anchor_sample, anchors, collect, devices_of, piece_of, ranges_behind, wanted_by
 from workers.logs import configure_logging
-from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Decline, Declined, Result, Task
+from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Decline, Declined, Result, Task, ToProve
 
 if TYPE_CHECKING:
     from workers.training import Fitted
@@ -49,6 +49,8 @@ def run(task: Task, settings: Settings, folder: Path) -> Result:
     from workers import registry
 
     client = registry.connect(settings)
+    if task.proof is not None:
+        return _prove(task.proof, settings, client, folder)
     known = _registered_before(task, settings, client)
     if known is not None:
         return Result(known, _promoted_before(client, known))
@@ -58,6 +60,36 @@ def run(task: Task, settings: Settings, folder: Path) -> Result:
         return Result(declined=decline.declined)
     except WindowExpired as expired:
         return Result(declined=Declined("not-trained", "window-expired", str(expired)))
+
+
+def _prove(proof: ToProve, settings: Settings, client: Any, folder: Path) -> Result:
+    """Whether the deployed version does better than the one before it on what has come since. Raises Retry."""
+    from workers.trial import predicted
+    from workers.verdict import Proof, prove
+
+    _say(folder, f"proving version {proof.new.version}")
+    nothing = Proof("no-effect", "no-labels", "no labelled windows came; nothing shows that it helped")
+    try:
+        found = replay(settings, ranges_behind(proof.window, settings), devices_of(proof.window))
+        if (found.window.windows or 0) < settings.verdict_windows and not proof.final:
+            return Result(not_yet=True)
+        piece = piece_of(found, settings)
+    except (WindowExpired, Decline) as error:
+        if not proof.final:
+            return Result(not_yet=True)
+        log.info("verdict.no-readings", detail=str(error))
+        return Result(declined=Declined(nothing.outcome, nothing.reason, nothing.detail))
+    try:
+        new, previous = (
+            predicted(model.pipeline, features(piece.values, model.columns))
+            for model in (
+                _champion(each, client, settings, folder / each.version) for each in (proof.new, proof.previous)
+            )
+        )
+    except Decline as decline:
+        return Result(declined=decline.declined)
+    said = prove(piece.labels, piece.bouts, new, previous, margin=settings.promote_margin, again=proof.again)
+    return Result(declined=Declined(said.outcome, said.reason, said.detail, said.numbers))
 
 
 @dataclass(frozen=True, slots=True)

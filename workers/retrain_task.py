@@ -22,11 +22,25 @@ class Champion(msgspec.Struct):
     run_id: str = ""
 
 
+class ToProve(msgspec.Struct):
+    """A deployment whose effect is to be shown. window: what the new version has learned; again: drifts since.
+
+    final: whether to judge by what there is.
+    """
+
+    new: Champion
+    previous: Champion
+    window: TrainingWindow
+    again: int
+    final: bool
+
+
 class Task(msgspec.Struct):
     """What to train. event_id: names it for good. drifts: what asks for it, caused_by: their ids; none for the first
     model and for a request. previous: windows that earlier versions learned from, oldest first. device: a request's.
     forced: whether to train although the champion is not hurt. attempt: of this task, from 0.
     repeat: the run whose windows are trained on again.
+    proof: no training at all, but this.
     """
 
     event_id: str
@@ -38,6 +52,7 @@ class Task(msgspec.Struct):
     forced: bool = False
     attempt: int = 0
     repeat: str | None = None
+    proof: ToProve | None = None
 
 
 class Declined(msgspec.Struct):
@@ -51,10 +66,14 @@ class Declined(msgspec.Struct):
 
 
 class Result(msgspec.Struct):
-    """What came of a task: a version, with what the gate has found, or the decision not to have one."""
+    """What came of a task: a version, with what the gate has found, or the decision not to have one.
+
+    not_yet: there are too few readings for a verdict.
+    """
 
     registered: ModelRegistered | None = None
     declined: Declined | None = None
+    not_yet: bool = False
 
 
 class Decline(Exception):

@@ -33,7 +33,7 @@ from workers.narrate import REASONS, line, plain, tell
 
 ROOT = Path(__file__).parents[2]
 # Which argument of which call is a reason; Reject's class becomes one where the deploy worker refuses a version.
-CALLS = {"Decided": 1, "no": 1, "Declined": 1, "Decline": 1, "_rejected": 0, "_decision": 2}
+CALLS = {"Decided": 1, "no": 1, "Declined": 1, "Decline": 1, "_rejected": 0, "_decision": 2, "Proof": 1}
 REFUSING = (
     "deploy/modelfiles.py",
     "deploy/process.py",
