@@ -30,6 +30,33 @@ def causes(event: Event) -> tuple[str, ...]:
             return ()
 
 
+def facts(event: Event) -> list[str]:
+    """Where an event's readings lie, what was tried, what runs: lines for the tree."""
+    match event:
+        case DriftDetected():
+            at, since = event.position, event.change_position
+            return [f"readings {at.topic}/{at.partition} {since.offset} … {at.offset}, confirmed by {event.test}"]
+        case ModelRegistered():
+            window = event.window
+            ranges = ", ".join(f"{window.topic}/{item.partition} {item.start} … {item.end}" for item in window.ranges)
+            kinds = " ".join(f"{name} {count}" for name, count in (window.activities or {}).items())
+            tried = ", ".join(
+                f"{each.name} {'–' if each.recent is None else f'{each.recent:.3f}'}" for each in event.candidates
+            )
+            return [
+                f"learned from {ranges}: {window.rows} readings{f', windows {kinds}' if kinds else ''}",
+                f"tried {tried}",
+                f"digest {event.digest[:23]}…",
+            ]
+        case ModelDeployed():
+            return [f"image {event.image}"] if event.image else [f"digest {event.digest[:23]}…"]
+        case DecisionMade():
+            evidence = ", ".join(f"{name} {value:g}" for name, value in (event.numbers or {}).items())
+            return [f"{f'cause: {event.cause}; ' if event.cause else ''}{evidence}"] if evidence or event.cause else []
+        case _:
+            return []
+
+
 @dataclass(frozen=True, slots=True)
 class Around:
     """An event among those that it is connected with, oldest first: what led to it, and what it led to."""

@@ -376,7 +376,7 @@ def why(
     """What caused an event or a model's version, and what it caused."""
     from schemas.topology import EVENT_TOPICS
     from streams.eventlog import read_events
-    from workers.chain import Chain, tree
+    from workers.chain import Chain, facts, tree
     from workers.mlflow_notes import notes
     from workers.views import event_json
 
@@ -395,7 +395,10 @@ def why(
         print(json.dumps(told | {"mlflow": known}))
     else:
         console = _console()
-        console.print(tree(chain, asked, known))
+        shown = {each.envelope.id: facts(each.envelope.event) for each in (*around.before, asked, *around.after)}
+        for id, lines in known.items():
+            shown.setdefault(id, []).extend(lines)
+        console.print(tree(chain, asked, shown))
         others = len(chain.episode(asked))
         if others:
             console.print(f"[dim]{others} more drifts of the same episode: the same change in other features[/]")
@@ -527,6 +530,38 @@ def doctor(
             mark = "[green]ok[/]" if finding.good else "[red]no[/]"
             console.print(f"{mark}  {finding.what}: {finding.detail}")
     raise typer.Exit(0 if all(finding.good for finding in findings) else FINDING)
+
+
+@app.command()
+def retrain(
+    now: Annotated[bool, typer.Option("--now", help="train on what has come since the last training")] = False,
+    run: Annotated[
+        str | None, typer.Option("--from", metavar="RUN", help="repeat a run on the very same bytes")
+    ] = None,
+    hold: Annotated[bool, typer.Option("--hold", help="no trainings from here on")] = False,
+    release: Annotated[bool, typer.Option("--release", help="they may go on")] = False,
+    device: Annotated[str | None, typer.Option(help="with --now: only its readings")] = None,
+    reason: Annotated[str, typer.Option(help="why; it stands in the event")] = "",
+    timeout: Annotated[float, typer.Option(min=1, help="seconds to wait for the answer")] = 900,
+    as_json: AsJson = False,
+) -> None:
+    """A hand on retraining: now, again on a run's windows, held back, released. Exit code 1 without a new version."""
+    import msgspec
+
+    from schemas.errors import UserError
+    from schemas.events import ModelRegistered, RetrainAction
+    from workers.narrate import tell
+    from workers.switch import ask_retraining
+
+    chosen: dict[RetrainAction, bool] = {"now": now, "repeat": run is not None, "hold": hold, "release": release}
+    actions = [action for action, wanted in chosen.items() if wanted]
+    if len(actions) != 1:
+        raise UserError("say one of --now, --from RUN, --hold, --release")
+    [action] = actions
+    answer = ask_retraining(_settings(), action, run_id=run, device=device, detail=reason, seconds=timeout)
+    print(json.dumps(msgspec.to_builtins(answer.event)) if as_json else tell(answer.event))
+    made = isinstance(answer.event, ModelRegistered) or getattr(answer.event, "outcome", "") == "promoted"
+    raise typer.Exit(0 if made or action in ("hold", "release") else FINDING)
 
 
 @model_app.command("list")

@@ -206,6 +206,7 @@ class Retrainer:
         if task.proof is not None:
             return [] if result.declined is None else self._verdict(drifts[0], result.declined)
         told: list[Output] = []
+        root = drifts[0].root if drifts else next(iter(task.caused_by), None)
         if result.registered is not None:
             registered = envelope(
                 result.registered,
@@ -213,12 +214,12 @@ class Retrainer:
                 source=SOURCE,
                 subject=f"{self.settings.model}/{result.registered.version}",
                 time=now(),
-                root=drifts[0].root if drifts else None,
+                root=root,
             )
             told.append(Output(MODEL_REGISTERED, registered))
         if result.declined is not None:
             declined = result.declined
-            if not task.caused_by:
+            if not task.caused_by and result.registered is None:
                 log.warning("training.declined", detail=declined.detail)
             # A training that nobody asked for, the period's, is told as well: it counts.
             concerns = tuple(task.caused_by or ([task.event_id] if task.champion else ()))
@@ -235,7 +236,7 @@ class Retrainer:
                             task.attempt,
                         ),
                         about="promote" if result.registered is not None else "retrain",
-                        root=drifts[0].root if drifts else None,
+                        root=root,
                     )
                 )
         return told

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Producer
@@ -16,9 +17,18 @@ from confluent_kafka import Producer
 from deploy import wayback
 from schemas.envelope import Envelope, encode, envelope
 from schemas.errors import Retry
-from schemas.events import DecisionMade, ModelDeployed, ModelRegistered, SwitchAction, SwitchRequested
+from schemas.events import (
+    DecisionMade,
+    Event,
+    ModelDeployed,
+    ModelRegistered,
+    RetrainAction,
+    RetrainRequested,
+    SwitchAction,
+    SwitchRequested,
+)
 from schemas.settings import Settings
-from schemas.topology import DECISIONS, DEPLOYED, MODEL_REGISTERED
+from schemas.topology import DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTERED, Topic
 from streams.eventlog import read_events
 from streams.kafka import producer_config
 from workers.narrate import tell
@@ -78,19 +88,37 @@ def ask(settings: Settings, action: SwitchAction, version: str | None, detail: s
 
     Raises Retry if the request is not acknowledged, or not answered within so many seconds.
     """
-    began = time.time()
-    request = envelope(
-        SwitchRequested(model=settings.model, action=action, by=getpass.getuser(), version=version, detail=detail),
-        id=uuid.uuid4().hex,
-        source=SOURCE,
-        subject=settings.model,
-        time=began,
+    wanted = SwitchRequested(model=settings.model, action=action, by=getpass.getuser(), version=version, detail=detail)
+    return request(settings, MODEL_REGISTERED, wanted, [DEPLOYED, DECISIONS], "deploy", seconds)
+
+
+def ask_retraining(
+    settings: Settings,
+    action: RetrainAction,
+    *,
+    run_id: str | None = None,
+    device: str | None = None,
+    detail: str = "",
+    seconds: float,
+) -> Envelope:
+    """The retrain worker's answer: a ModelRegistered, or a DecisionMade. Raises Retry as `ask` does."""
+    wanted = RetrainRequested(
+        model=settings.model, action=action, by=getpass.getuser(), run_id=run_id, device=device, detail=detail
     )
-    key, value, headers = encode(request)
+    return request(settings, DRIFT, wanted, [MODEL_REGISTERED, DECISIONS], "retrain", seconds)
+
+
+def request(
+    settings: Settings, topic: Topic, wanted: Event, answers: Sequence[Topic], worker: str, seconds: float
+) -> Envelope:
+    """The first event of those topics that answers a request. Raises Retry as `ask` does."""
+    began = time.time()
+    told = envelope(wanted, id=uuid.uuid4().hex, source=SOURCE, subject=settings.model, time=began)
+    key, value, headers = encode(told)
     producer = Producer(producer_config(settings))
     lost: list[str] = []
     producer.produce(
-        settings.topic(MODEL_REGISTERED),
+        settings.topic(topic),
         key=key,
         value=value,
         headers=headers,
@@ -99,12 +127,12 @@ def ask(settings: Settings, action: SwitchAction, version: str | None, detail: s
     if producer.flush(10) or lost:
         raise Retry(f"the request was not taken by Kafka: {lost or 'no answer within 10 s'}")
     # By the root, which the request begins; the broker's clock may be a little behind ours.
-    for logged in read_events(settings, [DEPLOYED, DECISIONS], follow=True, since=began - 60):
-        if logged is not None and logged.envelope.root == request.id:
+    for logged in read_events(settings, answers, follow=True, since=began - 60):
+        if logged is not None and logged.envelope.root == told.id:
             return logged.envelope
         if logged is None and time.time() - began > seconds:
             break
-    raise Retry(f"the deploy worker has not answered request {request.id} within {seconds:g} s; it stands, however")
+    raise Retry(f"the {worker} worker has not answered request {told.id} within {seconds:g} s; it stands, however")
 
 
 def answered(answer: Envelope) -> tuple[bool, str]:

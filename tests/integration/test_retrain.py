@@ -20,9 +20,19 @@ from deploy import modelfiles
 from deploy.process import free_port
 from schemas.activity import ACTIVITIES
 from schemas.envelope import envelope
-from schemas.events import DecisionMade, DriftDetected, ModelRegistered, Position, event_id
+from schemas.events import (
+    DecisionMade,
+    DriftDetected,
+    ModelDeployed,
+    ModelRegistered,
+    Position,
+    RetrainRequested,
+    Smoke,
+    SwitchRequested,
+    event_id,
+)
 from schemas.settings import Settings
-from schemas.topology import ACTIVITY, DECISIONS, DRIFT, MODEL_REGISTERED
+from schemas.topology import ACTIVITY, CURRENT_MODEL, DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTERED
 from streams import topics
 from streams.inject import apply, parse_drift
 from streams.kafka import client_config
@@ -314,3 +324,77 @@ def test_readings_that_retention_has_deleted_are_not_replaced_by_others(world, f
     with world.worker():
         expired = world.decision(id)
     assert (expired.outcome, expired.reason) == ("not-trained", "window-expired")
+
+
+def deployed(world: World, version: ModelRegistered, previous: ModelRegistered) -> str:
+    """The id of a deployment, as the deploy worker would tell of it."""
+    event = ModelDeployed(
+        model=world.settings.model,
+        version=version.version,
+        previous=previous.version,
+        target="process",
+        endpoint="http://127.0.0.1:1",
+        smoke=Smoke(requests=20, p50_ms=3.0, p99_ms=9.0),
+        reason="drift",
+        caused_by="registered",
+        digest=version.digest,
+    )
+    id = f"deployed-{version.version}-{uuid.uuid4().hex[:6]}"
+    told = envelope(event, id=id, source="test", subject="m", time=time.time())
+    for topic in (DEPLOYED, CURRENT_MODEL):
+        send(world.settings, topic, told)
+    return id
+
+
+def verdict(world: World, id: str) -> DecisionMade:
+    return eventually(lambda: world.decided(id), seconds=90, what=world.log.read_text)
+
+
+def test_a_version_that_helps_is_told_to_and_one_that_harms_is_sent_back(world, first):
+    """A gate judges by the past; only readings of afterwards can prove it, and a rollback nobody asks for comes late."""
+    second = world.registered()[1]
+    more = noisy(simulate(DEVICES, 90, 21, time.time() + 600, bout_seconds=BOUTS, mix=EVEN)[0])
+    assert more.device == DRIFTED
+    assert produce(world.settings, [more], batch=50).complete
+    with world.worker(verdict_windows=40):
+        helped = verdict(world, deployed(world, second, first))
+        assert (helped.about, helped.outcome, helped.reason) == ("verdict", "helped", "better-after")
+        assert helped.numbers["after.new"] > helped.numbers["after.previous"]
+        id = deployed(world, msgspec.structs.replace(first, window=second.window), second)
+        harmed = verdict(world, id)
+        assert (harmed.outcome, harmed.reason) == ("harmed", "worse-after")
+    [request] = of_type(events(world.settings, MODEL_REGISTERED), SwitchRequested)
+    assert (request.action, request.version) == ("rollback", first.version)
+
+
+def test_a_run_is_repeated_on_the_very_same_bytes_after_its_readings_are_gone(world, first):
+    """An auditor asks in a year; retention is a week."""
+    second = world.registered()[1]
+    admin = AdminClient(client_config(world.settings))
+    topic = world.settings.topic(ACTIVITY)
+    for future in admin.delete_records(
+        [TopicPartition(topic, item.partition, item.end) for item in end_ranges(world.settings)]
+    ).values():
+        future.result()
+    asked = RetrainRequested(model=world.settings.model, action="repeat", run_id=second.run_id, by="test")
+    with world.worker():
+        send(world.settings, DRIFT, envelope(asked, id="repeat", source="test", subject="m", time=time.time()))
+        again = world.decision("repeat")
+    client = registry.connect(world.settings)
+    [experiment] = {client.get_run(second.run_id).info.experiment_id}
+    [run] = client.search_runs([experiment], f"tags.`driftloop.repeats` = '{second.run_id}'")
+    for name in ("snapshot.sha256", "window.sha256", "seed", "windows.recent"):
+        assert run.data.params[name] == client.get_run(second.run_id).data.params[name], name
+
+    def scores(parent: str) -> dict[str, float]:
+        nested = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+        return {each.info.run_name: each.data.metrics["f1.recent"] for each in nested}
+
+    assert scores(run.info.run_id) == scores(second.run_id)
+    assert again.numbers["challenger.recent"] == max(
+        round(each.recent, 4) for each in second.candidates if each.name == second.winner
+    )
+    with world.worker():
+        unknown = RetrainRequested(model=world.settings.model, action="repeat", run_id="0" * 32, by="test")
+        send(world.settings, DRIFT, envelope(unknown, id="nothing", source="test", subject="m", time=time.time()))
+        assert world.decision("nothing").reason == "no-snapshot"
