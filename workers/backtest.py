@@ -111,7 +111,8 @@ def run_of(
     recording: Recording, drift: Drift, seed: int, other: Recording, protocol: Protocol, *, rotation_rate: bool = True
 ) -> Run:
     """One run; other: who takes over in a `subject` drift."""
-    number = next(i for i, each in enumerate(DRIFTS) if (each.kind, each.amount) == (drift.kind, drift.amount))
+    known = (i for i, each in enumerate(DRIFTS) if (each.kind, each.amount) == (drift.kind, drift.amount))
+    number = next(known, len(DRIFTS))
     rng = np.random.default_rng([seed, number, *recording.person.id.encode()])
     order = _shuffled(recording, bouts(recording, rng), rng)
     lengths = np.cumsum([last - first for first, last in order])

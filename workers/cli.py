@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -265,25 +265,62 @@ def _recordings(
 
 @app.command()
 def backtest(
-    data: Annotated[Path, typer.Option(help="MotionSense recordings: zip or folder")],
+    data: Annotated[Path | None, typer.Option(help="MotionSense recordings: zip or folder")] = None,
+    topic: Annotated[bool, typer.Option("--topic", help="what the activity topic holds now, instead")] = False,
+    policy: Annotated[
+        list[Path] | None, typer.Option(help="settings, in lines as of .env, to compare; may be given again")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="alarms and retrainings over time: .png, .svg or .html")] = None,
     reference: Annotated[str, typer.Option(help="subjects whom the profile learns from")] = "1-12",
     subjects: Annotated[str, typer.Option(help="subjects who are monitored; --reference must not hold them")] = "13-18",
     as_json: AsJson = False,
 ) -> None:
-    """What the detector in force would have done on recordings: false alarms an hour, drifts missed, delays."""
+    """What the settings in force, or policies side by side, would have done: alarms, retrains, delays, seconds."""
     from schemas.errors import UserError
     from streams.motionsense import parse_subjects
-    from workers.backtest import report
 
     learned, monitored = parse_subjects(reference), parse_subjects(subjects)
     if set(learned) & set(monitored):
         raise UserError("--reference and --subjects share people: known people would flatter the figures")
+    if (data is None) == (not topic):
+        raise UserError("say where the readings are: --data PATH or --topic")
+    if data is not None and not policy and figure is None:
+        _backtest_detector(data, learned, monitored, as_json)
+        return
+    from workers.backtest_policies import compare, draw, lives_of_recordings, lives_of_topic, policy_settings
+
+    settings = _settings()
+    policies = {path.stem: policy_settings(path) for path in policy or ()} or {"in force": settings}
+    if data is None:
+        lives, profile = lives_of_topic(settings), None
+    else:
+        lives, profile = lives_of_recordings(data, learned, monitored, settings.training_seed)
+    with _progress("lives", len(lives) * len(policies), as_json) as advance:
+        rows, told = compare(lives, profile, policies, advance)
+    if figure is not None:
+        draw(told, figure)
+    if as_json:
+        print(json.dumps({"policies": rows}))
+        return
+    from rich.table import Table
+
+    table = Table("", *(row["policy"] for row in rows), box=None, header_style="bold")
+    for key in [key for key in rows[0] if key not in ("policy", "decisions")]:
+        table.add_row(key.replace("_", " "), *("" if row[key] is None else f"{row[key]:,}" for row in rows))
+    for reason in sorted({reason for row in rows for reason in row["decisions"]}):
+        table.add_row(f"[dim]{reason}[/]", *(str(row["decisions"].get(reason, 0)) for row in rows))
+    _console().print(table)
+
+
+def _backtest_detector(data: Path, learned: Sequence[int], monitored: Sequence[int], as_json: bool) -> None:
+    from rich.table import Table
+
+    from workers.backtest import report
+
     found = report(data, learned, monitored, _settings())
     if as_json:
         print(json.dumps(found))
         return
-    from rich.table import Table
-
     table = Table(*found["rows"][0], box=None)
     for row in found["rows"]:
         table.add_row(

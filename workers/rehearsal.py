@@ -108,7 +108,7 @@ class _Loop:
         self,
         windows: Windows,
         device: str,
-        champion: Model,
+        champion: Model | None,
         anchor: Sequence[Piece],
         policy: Policy,
         settings: Settings,
@@ -122,7 +122,7 @@ class _Loop:
         self.deploy_s = deploy_s
         self.most = most
         self.controller = Controller(_TOPIC, policy)
-        self.done = Rehearsed(deployed=[(-np.inf, champion)])
+        self.done = Rehearsed(deployed=[] if champion is None else [(-np.inf, champion)])
         self.busy_until = -np.inf
         self._tell(self._registered("1", TrainingWindow(topic=_TOPIC, ranges=[], rows=0, sha256=""), []), 0.0)
 
@@ -175,6 +175,9 @@ class _Loop:
         model, window = None, None
         try:
             pinned_at, window, recent = self._collected(train, now)
+            if not self.done.deployed:
+                self._count(train, now, pinned_at, window)
+                return
             trial = run_trial(
                 recent,
                 self.anchor,
@@ -206,6 +209,16 @@ class _Loop:
         self.done.deployed.append((ended + self.deploy_s, model))
         self._tell(self._registered(version, window, concerns), ended)
 
+    def _count(self, train: Train, now: float, pinned_at: float, window: TrainingWindow) -> None:
+        """A training that is taken for one that promotes, without being done."""
+        self.busy_until = pinned_at
+        self.done.trainings.append(
+            Training(train.lead, now, pinned_at, pinned_at, 0.0, "promoted", "counted", None, {})
+        )
+        self.done.decisions.append((pinned_at, "promoted", "counted", None))
+        version = str(len(self.controller.registered) + 1)
+        self._tell(self._registered(version, window, [each.id for each in train.drifts]), pinned_at)
+
     def _collected(self, train: Train, now: float) -> tuple[float, TrainingWindow, Piece]:
         """When enough had come, and what. Raises Decline."""
         previous = [each.window for each in self.controller.registered]
@@ -234,7 +247,7 @@ def rehearse(
     windows: Windows,
     found: Iterable[Change | Degraded],
     device: str,
-    champion: Model,
+    champion: Model | None,
     anchor: Sequence[Piece],
     policy: Policy,
     settings: Settings,
@@ -244,7 +257,8 @@ def rehearse(
 ) -> Rehearsed:
     """A device's windows, with measures and values, and what a detector has said of them, through the loop.
 
-    champion: what serves at first; anchor: what it has learned. most: trainings that are really done.
+    champion: what serves at first; without one trainings are counted, not done. anchor: what it has learned.
+    most: trainings that are really done.
     """
     loop = _Loop(windows, device, champion, anchor, policy, settings, deploy_s, most)
     queue: list[Envelope] = []

@@ -351,7 +351,7 @@ def verdict(world: World, id: str) -> DecisionMade:
 
 
 def test_a_version_that_helps_is_told_to_and_one_that_harms_is_sent_back(world, first):
-    """A gate judges by the past; only readings of afterwards can prove it, and a rollback nobody asks for comes late."""
+    """A gate judges by the past; only readings of afterwards prove it, and a rollback by hand comes late."""
     second = world.registered()[1]
     more = noisy(simulate(DEVICES, 90, 21, time.time() + 600, bout_seconds=BOUTS, mix=EVEN)[0])
     assert more.device == DRIFTED
