@@ -31,6 +31,8 @@ from workers.retrain import policy_of
 
 DRIFTS = (Drift("rotate", 90, 0), Drift("noise", 0.3, 0), Drift("gain", 1.5, 0), Drift("stuck", 0, 0))
 
+REALLY = ("promoted", "held", "rejected")  # how a training ends that had what it needs
+
 
 @dataclass(frozen=True, slots=True)
 class Life:
@@ -118,10 +120,13 @@ def _row(name: str, played: Sequence[tuple[Life, Rehearsed]], seconds: float) ->
     quiet = sum(max(0.0, life.drift_ts - life.from_ts) for life, _ in played if np.isfinite(life.drift_ts)) / 3600
     alarms = [(life, ts) for life, each in played for ts in sorted(set(each.detected)) if ts >= life.from_ts]
     false = sum(ts < life.drift_ts for life, ts in alarms if np.isfinite(life.drift_ts))
-    trainings = [(life, each) for life, done in played for each in done.trainings]
+    trainings = [(life, each) for life, done in played for each in done.trainings if each.outcome in REALLY]
     delays = [
-        min((each.pinned - life.drift_ts for each in done.trainings if each.begun >= life.drift_ts), default=None)
-        for life, done in played
+        min(
+            (each.pinned - life.drift_ts for of, each in trainings if of is life and each.begun >= life.drift_ts),
+            default=None,
+        )
+        for life, _ in played
     ]
     known = [delay for delay in delays if delay is not None]
     reasons = Counter(f"{outcome}/{reason}" for _, each in played for _, outcome, reason, _ in each.decisions)
@@ -169,7 +174,7 @@ def draw(told: dict[str, list[tuple[Life, Rehearsed]]], to: Path) -> None:
             axes.plot(
                 [(ts - zero) / 60 for ts in done.detected], [row] * len(done.detected), "|", color="#c2410c", zorder=3
             )
-            ended = [(each.pinned - zero) / 60 for each in done.trainings]
+            ended = [(each.pinned - zero) / 60 for each in done.trainings if each.outcome in REALLY]
             axes.plot(ended, [row] * len(ended), "o", color="#1d4ed8", markersize=5, zorder=4)
         axes.set_yticks(range(len(played)), [f"{life.device} {life.kind}".strip() for life, _ in played], fontsize=7)
         axes.set_title(f"{name}: alarms (red), retrainings (blue); drifted in orange", loc="left", fontsize=9)
