@@ -4,11 +4,12 @@ import pytest
 
 from schemas.envelope import envelope
 from schemas.errors import UserError
-from schemas.events import ModelDeployed, ModelRegistered
+from schemas.events import DecisionMade, ModelDeployed, ModelRegistered
 from schemas.examples import EVENTS
 from schemas.topology import DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTERED
 from streams.eventlog import Logged
-from workers.chain import Chain, tree
+from tests.unit.controlling import drift, learned
+from workers.chain import Chain, facts, tree
 
 TOPIC_OF = {
     "driftloop.drift.detected.v1": DRIFT,
@@ -99,3 +100,16 @@ def test_the_oldest_events_are_forgotten_first():
         chain.add(logged)
     assert ids(chain.all()) == ids([REGISTERED, SERVED])
     assert chain.causes_of(REGISTERED) == []
+
+
+def test_the_tree_says_where_the_readings_lie_what_was_tried_and_what_speaks_for_it():
+    """Whoever asks why a model changed must be able to check each step by hand."""
+    at = drift(offset=500, change=400)
+    version = learned("2", 400, 700, caused_by=["d"])
+    promoted = DecisionMade(
+        model="activity", about="promote", outcome="promoted", reason="better-on-recent", detail="",
+        concerns=["d"], ts=1.0, numbers={"gain.low": 0.2}, cause="carrying",
+    )  # fmt: skip
+    assert facts(at) == ["readings activity/2 400 … 500, confirmed by statistic"]
+    assert "learned from activity/2 400 … 700: 1 readings" in facts(version)
+    assert facts(promoted) == ["cause: carrying; gain.low 0.2"]

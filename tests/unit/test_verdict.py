@@ -1,0 +1,86 @@
+"""Whether a deployed version has helped: what a person is told, and what sends it back."""
+
+import numpy as np
+import pytest
+
+from schemas.events import DecisionMade, ModelDeployed, Smoke
+from tests.unit.controlling import drift, learned, told
+from workers.controller import Controller, Policy
+from workers.verdict import prove
+
+LABELS = np.repeat(np.arange(5), 24)
+BOUTS = np.arange(len(LABELS)) // 12
+
+
+def wrong(share, seed=0):
+    answers = LABELS.copy()
+    rows = np.random.default_rng(seed).random(len(LABELS)) < share
+    answers[rows] = (answers[rows] + 1) % 5
+    return answers
+
+
+@pytest.mark.parametrize(
+    ("new", "previous", "outcome"),
+    [(0.02, 0.4, "helped"), (0.4, 0.02, "harmed"), (0.1, 0.1, "no-effect"), (0.1, 0.12, "no-effect")],
+)
+def test_both_versions_are_asked_about_the_same_windows_and_the_difference_decides(new, previous, outcome):
+    """A score that rose because the day was easy proves nothing."""
+    found = prove(LABELS, BOUTS, wrong(new), wrong(previous), margin=0.02, again=0)
+    assert found.outcome == outcome
+    assert found.numbers["after.new"] == pytest.approx(1 - new, abs=0.1)
+    assert "the drift is gone" in found.detail
+
+
+def test_without_labels_nothing_is_claimed():
+    """Silence is no proof."""
+    few = slice(0, 10)
+    found = prove(LABELS[few], BOUTS[few], LABELS[few], LABELS[few], margin=0.02, again=0)
+    assert (found.outcome, found.reason) == ("no-effect", "no-labels")
+
+
+def test_a_drift_that_came_again_is_told_with_the_verdict():
+    """A model may do better and the device still drift."""
+    found = prove(LABELS, BOUTS, wrong(0.0), wrong(0.5), margin=0.02, again=2)
+    assert (found.outcome, found.numbers["drifts.since"]) == ("helped", 2)
+    assert "2 drifts since" in found.detail
+
+
+def deployment(version, reason="drift"):
+    return ModelDeployed(
+        model="activity",
+        version=version,
+        previous="1",
+        target="process",
+        endpoint="http://127.0.0.1:1",
+        digest="",
+        smoke=Smoke(requests=20, p50_ms=3.0, p99_ms=9.0),
+        reason=reason,
+        caused_by="r",
+    )
+
+
+def test_only_a_deployment_after_a_drift_wants_a_verdict_and_only_one():
+    """The first model has nothing to be compared with; a person's choice is a person's."""
+    controller = Controller("activity", Policy())
+    controller.see(told(deployment("1", "first"), "d1"))
+    assert controller.unproved() is None
+    controller.see(told(deployment("2"), "d2"))
+    assert controller.unproved()[0].id == "d2"
+    assert controller.unproved()[1], "it serves"
+    controller.see(told(deployment("3"), "d3"))
+    assert not controller.unproved()[1], "another version took its place"
+    said = DecisionMade(
+        model="activity", about="verdict", outcome="helped", reason="better-after", detail="", concerns=["d2"], ts=1.0
+    )
+    controller.see(told(said, "v"))
+    assert controller.unproved()[0].id == "d3"
+
+
+def test_drifts_count_as_come_again_only_behind_what_was_learned():
+    """What led to the training lies within its window, or before."""
+    controller = Controller("activity", Policy())
+    version = learned("2", 400, 1000, device="phone-07")
+    for number, change in enumerate((300, 700, 1100, 1100)):
+        controller.see(told(drift(offset=change + 50, change=change), f"e{number}"))
+    controller.see(told(drift(offset=1200, change=1150, device="phone-08"), "another"))
+    assert controller.drifts_since(version.window) == 1
