@@ -351,12 +351,21 @@ def covered_by(drift: DriftDetected, history: Sequence[ModelRegistered]) -> Mode
     """The version that has already learned from this device's readings up to the drift, if there is one."""
     for registered in reversed(history):
         window = registered.window
-        if holds(window, drift.device) and any(
-            item.partition == drift.position.partition and item.start <= drift.position.offset < item.end
-            for item in window.ranges
+        if (
+            holds(window, drift.device)
+            and not over_before(window, drift)
+            and any(
+                item.partition == drift.position.partition and item.start <= drift.position.offset < item.end
+                for item in window.ranges
+            )
         ):
             return registered
     return None
+
+
+def over_before(window: TrainingWindow, drift: DriftDetected) -> bool:
+    """Whether a window ended before the change: if its offsets lie behind it all the same, they are another topic's."""
+    return window.to_ts is not None and window.to_ts < drift.change_ts
 
 
 def holds(window: TrainingWindow, device: str) -> bool:

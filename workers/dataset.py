@@ -22,7 +22,7 @@ from streams.measures import measure
 from streams.quality import Quality
 from streams.replay import Replayed, WindowExpired, end_ranges, replay
 from streams.windows import NO_LABEL, Floats, Ints, Windows
-from workers.controller import holds
+from workers.controller import holds, over_before
 from workers.retrain_task import Decline, Task
 
 log = structlog.get_logger()
@@ -148,7 +148,7 @@ def unlearned_from(drift: DriftDetected, previous: Sequence[TrainingWindow]) -> 
     ends = [
         item.end
         for window in previous
-        if holds(window, drift.device)
+        if holds(window, drift.device) and not over_before(window, drift)
         for item in window.ranges
         if item.partition == change.partition
     ]

@@ -2,6 +2,7 @@
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -182,6 +183,16 @@ def test_a_drift_that_a_newer_version_has_learned_from_is_not_trained_on_again(v
     if covered:
         assert (answer.outcome, answer.reason) == ("deferred", "covered")
         assert "version 2" in answer.detail
+
+
+def test_a_topic_that_was_made_anew_begins_at_offset_zero_and_its_drifts_are_not_taken_for_learned():
+    """Offsets alone would say that the old topic's model has seen them."""
+    controller = Controller("activity", Policy(cooldown_s=0))
+    controller.see(told(learned("1", 0, 300), "first"))
+    old = learned("2", 0, 10_000)
+    controller.see(told(msgspec.structs.replace(old, window=msgspec.structs.replace(old.window, to_ts=4.0)), "second"))
+    assert isinstance(controller.answer(told(drift(offset=500, change_ts=5.0)), 10.0), Train)
+    assert isinstance(controller.answer(told(drift(offset=500, change_ts=3.0)), 10.0), Decided)
 
 
 @settings(max_examples=60, deadline=None)
