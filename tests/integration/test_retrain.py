@@ -45,7 +45,7 @@ from tests.integration.worker_processes import changed, events, eventually, of_t
 from workers import registry
 from workers.retrain_task import RESULT, TASK, Champion, Result, Task
 
-DEVICES, LEARN_S, LATER_S = 4, 130.0, 150.0
+DEVICES, LEARN_S, LATER_S, LAST_S = 4, 130.0, 150.0, 90.0
 BOUTS, EVEN = (12.0, 30.0), dict.fromkeys(ACTIVITIES, 1.0)
 DRIFTED = "phone-01"
 
@@ -56,7 +56,8 @@ class World:
     def __init__(self, settings: Settings, log: Path, played: list[Recording]) -> None:
         self.settings = settings
         self.log = log
-        self.later = {each.device: each.between(LEARN_S) for each in played}
+        self.later = {each.device: each.between(LEARN_S, LEARN_S + LATER_S) for each in played}
+        self.last = {each.device: each.between(LEARN_S + LATER_S) for each in played}
         self.sent = 0
 
     def drift(self, device: str, play: Recording | None = None, **changes: object) -> str:
@@ -130,8 +131,8 @@ def world(kafka_bootstrap: str, mlflow_uri: str, tmp_path_factory: pytest.TempPa
         health_port=free_port(),
     )
     topics.create(settings)
-    start = float(int(time.time() - LEARN_S - LATER_S))
-    played = simulate(DEVICES, LEARN_S + LATER_S, 7, start, bout_seconds=BOUTS, mix=EVEN)
+    start = float(int(time.time() - LEARN_S - LATER_S - LAST_S))
+    played = simulate(DEVICES, LEARN_S + LATER_S + LAST_S, 7, start, bout_seconds=BOUTS, mix=EVEN)
     made = World(settings, folder / "retrain.log", played)
     with made.worker():
         eventually(lambda: made.doing().startswith("collecting"), what=made.log.read_text)
@@ -353,9 +354,7 @@ def verdict(world: World, id: str) -> DecisionMade:
 def test_a_version_that_helps_is_told_to_and_one_that_harms_is_sent_back(world, first):
     """A gate judges by the past; only readings of afterwards prove it, and a rollback by hand comes late."""
     second = world.registered()[1]
-    more = noisy(simulate(DEVICES, 90, 21, time.time() + 600, bout_seconds=BOUTS, mix=EVEN)[0])
-    assert more.device == DRIFTED
-    assert produce(world.settings, [more], batch=50).complete
+    assert produce(world.settings, [noisy(world.last[DRIFTED])], batch=50).complete
     with world.worker(verdict_windows=40):
         helped = verdict(world, deployed(world, second, first))
         assert (helped.about, helped.outcome, helped.reason) == ("verdict", "helped", "better-after")
