@@ -28,6 +28,7 @@ from workers.retrain_task import Decline, Task
 log = structlog.get_logger()
 
 _POLL_S: Final = 1.5
+PAST_WINDOWS: Final = 60  # labelled, from before a drift, of which something can be said
 MIN_ACTIVITIES: Final = 2  # that a classifier can be trained on
 
 
@@ -131,6 +132,33 @@ def ranges_since(wanted: Wanted, settings: Settings) -> list[OffsetRange]:
         return end_ranges(settings)
     ends = {item.partition: item.end for item in end_ranges(settings, sorted(wanted.since))}
     return [OffsetRange(number, start, max(start, ends[number])) for number, start in sorted(wanted.since.items())]
+
+
+def past(window: TrainingWindow, previous: Sequence[TrainingWindow], settings: Settings) -> Piece | None:
+    """The same devices before the window, as far as no version has learned from them; None if that is too little.
+
+    At most twice as many records as the window has: what a device did last year says nothing of its drift.
+    """
+    names = devices_of(window)
+    lows = {item.partition: item.start for item in end_ranges(settings, [item.partition for item in window.ranges])}
+    ranges = []
+    for item in window.ranges:
+        learned = [
+            other.end
+            for each in previous
+            if names is None or any(holds(each, name) for name in names)
+            for other in each.ranges
+            if other.partition == item.partition and other.end <= item.start
+        ]
+        start = max(lows[item.partition], item.start - 2 * (item.end - item.start), *learned, 0)
+        if start < item.start:
+            ranges.append(OffsetRange(item.partition, start, item.start))
+    try:
+        found = replay(settings, ranges, names)
+        return piece_of(found, settings) if (found.window.windows or 0) >= PAST_WINDOWS else None
+    except (WindowExpired, Decline) as error:
+        log.info("past.unknown", detail=str(error))
+        return None
 
 
 def ranges_behind(window: TrainingWindow, settings: Settings) -> list[OffsetRange]:

@@ -32,7 +32,7 @@ from streams.quality import Degraded
 from streams.replay import Replayed
 from streams.windows import NO_LABEL, Windows
 from workers.controller import Controller, Decided, Policy, Train
-from workers.dataset import Piece, anchor_sample, piece_of, unlearned_from
+from workers.dataset import PAST_WINDOWS, Piece, anchor_sample, piece_of, unlearned_from
 from workers.retrain_task import Decline, Declined
 from workers.trial import Model, predicted, run_trial
 
@@ -184,6 +184,7 @@ class _Loop:
                 self.done.deployed[-1][1],
                 self.settings,
                 seed=int(event_id(train.lead)[:7], 16),
+                past=self._past(window),
                 drifts=[each.event for each in train.drifts if isinstance(each.event, DriftDetected)],
                 forced=self.controller.policy.mode != "driftloop",
             )
@@ -208,6 +209,20 @@ class _Loop:
         self.anchor = anchor_sample([*self.anchor, recent], self.settings.anchor_windows, self.settings.training_seed)
         self.done.deployed.append((ended + self.deploy_s, model))
         self._tell(self._registered(version, window, concerns), ended)
+
+    def _past(self, window: TrainingWindow) -> Piece | None:
+        """As `workers.dataset.past`."""
+        learned = [item.end for each in self.controller.registered for item in each.window.ranges]
+        [item] = window.ranges
+        start = max([item.start - 2 * (item.end - item.start), *(end for end in learned if end <= item.start)])
+        windows = self.windows
+        rows = (windows.first_offset >= start) & (windows.last_offset < item.start) & (windows.labels != NO_LABEL)
+        if rows.sum() < PAST_WINDOWS:
+            return None
+        try:
+            return piece_of(Replayed(window, {self.device: windows.chosen(rows)}), self.settings)
+        except Decline:
+            return None
 
     def _count(self, train: Train, now: float, pinned_at: float, window: TrainingWindow) -> None:
         """A training that is taken for one that promotes, without being done."""

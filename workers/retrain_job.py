@@ -31,7 +31,7 @@ from schemas.settings import Settings, load_settings
 from streams.features import FEATURES, features
 from streams.kafka import backoff
 from streams.replay import WindowExpired, replay
-from workers.dataset import Piece, anchor_sample, anchors, collect, devices_of, piece_of, ranges_behind, wanted_by
+from workers.dataset import Piece, anchor_sample, anchors, collect, devices_of, past, piece_of, ranges_behind, wanted_by
 from workers.logs import configure_logging
 from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Decline, Declined, Result, Task, ToProve
 
@@ -94,12 +94,13 @@ def _prove(proof: ToProve, settings: Settings, client: Any, folder: Path) -> Res
 
 @dataclass(frozen=True, slots=True)
 class _Pinned:
-    """The windows of a training. seed: all that is drawn at random is drawn with it."""
+    """The windows of a training. seed: all that is drawn at random is drawn with it. past: of before the drift."""
 
     window: TrainingWindow
     recent: Piece
     anchor: list[Piece]
     seed: int
+    past: Piece | None = None
 
 
 def _pinned(task: Task, settings: Settings, client: Any, folder: Path) -> _Pinned:
@@ -112,7 +113,8 @@ def _pinned(task: Task, settings: Settings, client: Any, folder: Path) -> _Pinne
     found = collect(wanted_by(task, settings), settings, lambda text: _say(folder, text))
     # Hashed once more: an id that somebody else has given need not be hexadecimal.
     seed = (int(event_id("seed", task.event_id)[:8], 16) + settings.training_seed) % 2**31
-    return _Pinned(found.window, piece_of(found, settings), _anchor(task, settings, client), seed)
+    before = past(found.window, task.previous, settings) if task.drifts else None
+    return _Pinned(found.window, piece_of(found, settings), _anchor(task, settings, client), seed, before)
 
 
 def _repeated(run_id: str, client: Any) -> _Pinned:
@@ -194,6 +196,7 @@ def _train(task: Task, settings: Settings, pinned: _Pinned, client: Any, folder:
         champion,
         settings,
         seed=pinned.seed,
+        past=pinned.past,
         drifts=task.drifts,
         forced=task.forced,
         say=lambda phase: _say(folder, phase),

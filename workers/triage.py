@@ -30,6 +30,7 @@ class Triage:
 
     cause: Cause
     detail: str
+    fell: float = 0.0  # mean over activities of how much less often the champion names them right
     numbers: dict[str, float] = field(default_factory=dict)
 
 
@@ -57,7 +58,7 @@ def triage(
     after: tuple[Ints, Ints],
     margin: float,
 ) -> Triage:
-    """The cause of the drifts. before, after: labels and the champion's answers on held-out windows of each side.
+    """The cause of the drifts. before, after: labels and the champion's answers on windows that it has not learned.
 
     A mix explains a drift only where the detector did not condition on the activity (`adwin`), and where the champion
     names each activity as well as before.
@@ -67,19 +68,21 @@ def triage(
     fell = float(np.mean([old[code] - new[code] for code in both])) if both else 0.0
     shift = moved(before[0], after[0]) if len(before[0]) else 0.0
     numbers = {"mix.moved": round(shift, 3), "recall.fell": round(fell, 4)}
+    if both:
+        numbers |= {"recall.before": round(float(np.mean([old[code] for code in both])), 4)}
     if drifts and all(drift.test == "adwin" for drift in drifts) and shift >= MIX_MOVED and fell < margin:
         detail = f"{shift:.0%} of the windows are of other activities; each is named as before"
-        return Triage("changed-mix", detail, numbers)
+        return Triage("changed-mix", detail, fell, numbers)
     new_devices = sorted({drift.device for drift in drifts} - set(known_devices))
     if new_devices and known_devices:
-        return Triage("new-device", f"no model has learned from {', '.join(new_devices[:3])}", numbers)
+        return Triage("new-device", f"no model has learned from {', '.join(new_devices[:3])}", fell, numbers)
     estimates = [drift.estimate or {} for drift in drifts]
     turned = max((abs(each.get("rotation_deg", 0.0)) for each in estimates), default=0.0)
     gain = max((abs(each.get("gain", 1.0) - 1) for each in estimates), default=0.0)
     if turned >= TURNED_DEG:
-        return Triage("carrying", f"turned by about {turned:.0f}°", numbers | {"rotation_deg": turned})
+        return Triage("carrying", f"turned by about {turned:.0f}°", fell, numbers | {"rotation_deg": turned})
     if gain >= GAINED:
-        return Triage("sensor", f"acceleration is off by {gain:.0%}", numbers | {"gain.off": round(gain, 3)})
+        return Triage("sensor", f"acceleration is off by {gain:.0%}", fell, numbers | {"gain.off": round(gain, 3)})
     if fell >= margin or any(drift.test in ("error", "confidence") for drift in drifts):
-        return Triage("model-error", f"activities are named right {fell:.1%} less often than before", numbers)
-    return Triage("unknown", "no single cause explains it", numbers)
+        return Triage("model-error", f"activities are named right {fell:.1%} less often than before", fell, numbers)
+    return Triage("unknown", "no single cause explains it", fell, numbers)

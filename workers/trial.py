@@ -98,13 +98,16 @@ def run_trial(
     settings: Settings,
     *,
     seed: int,
+    past: Piece | None = None,
     drifts: Sequence[DriftDetected] = (),
     forced: bool = False,
     say: Callable[[str], None] = lambda _: None,
     warn: Callable[[str, str], None] = lambda _, __: None,
 ) -> Trial:
-    """Train, compare, judge. Raises Decline where the champion is not hurt (unless forced), where only the mix of
-    activities has changed, and where no candidate could be trained.
+    """Train, compare, judge. past: the drifted devices before the drift, which the champion has not learned either.
+
+    Raises Decline where the champion is not hurt (unless forced), where only the mix of activities has changed, and
+    where no candidate could be trained.
     """
     begun = time.monotonic()
     names = FEATURES if all_have_rotation([recent, *anchor]) else FEATURES_WITHOUT_ROTATION
@@ -118,7 +121,11 @@ def run_trial(
         )
         champion_scores = Scores(_f1(held_recent[1], theirs[0]), _f1(held_anchor[1], theirs[1]))
         known = sorted({name for piece in anchor for name in piece.devices.tolist()})
-        before, after = (held_anchor[1], theirs[1]), (held_recent[1], theirs[0])
+        # The champion has learned none of the recent windows, so all of them tell whether it is hurt.
+        after = recent.labels, predicted(champion.pipeline, features(recent.values, champion.columns))
+        before = held_anchor[1], theirs[1]
+        if past is not None:
+            before = past.labels, predicted(champion.pipeline, features(past.values, champion.columns))
         cause = triage(drifts, known, before, after, settings.promote_margin)
         if not forced:
             _decline_if_needless(champion, champion_scores, cause, settings)
@@ -203,13 +210,13 @@ def _decline_if_needless(champion: Model, scores: Scores, cause: Triage, setting
     numbers = _numbers("champion", scores) | cause.numbers
     if cause.cause == "changed-mix":
         raise Decline("ignored", "changed-mix", cause.detail, cause=cause.cause, **numbers)
-    if scores.recent is None or scores.anchor is None:
-        return
-    if scores.recent >= scores.anchor - settings.promote_margin:
+    if "recall.before" in cause.numbers and cause.fell < settings.promote_margin:
+        before = cause.numbers["recall.before"]
         raise Decline(
             "not-needed",
             "champion-unhurt",
-            f"version {champion.version} scores {scores.recent:.3f} on drifted windows, {scores.anchor:.3f} before",
+            f"version {champion.version} names {before - cause.fell:.1%} of an activity's drifted windows right, "
+            f"{before:.1%} before",
             cause=cause.cause,
             **numbers,
         )

@@ -8,6 +8,7 @@ all drifted readings. Policies: never, periodic (every 10 minutes), every-alarm 
 two are done, the others counted).
 """
 
+import json
 import re
 import time
 from pathlib import Path
@@ -64,6 +65,9 @@ def main() -> None:
     arguments.add_argument("--policy", choices=["driftloop", "never", "periodic", "every-alarm"], default="driftloop")
     arguments.add_argument("--kinds", default=",".join(KINDS), help="drifts, by commas")
     arguments.add_argument("--seed", type=int, default=1, help="the first seed")
+    arguments.add_argument(
+        "--also", type=Path, action="append", default=[], help="rows of an earlier run's --json, too"
+    )
     arguments.add_argument("--seeds", type=int, default=1, help="how many")
     given = arguments.parse_args()
     learned, tested = parse_subjects(given.reference), parse_subjects(given.subjects)
@@ -89,8 +93,7 @@ def main() -> None:
     def anchor_accuracy(model):
         return float((predicted(model.pipeline, table) == labels).mean())
 
-    rows, false_trainings, false_versions, hours = [], 0, 0, 0.0
-    computing, played = 0.0, 0.0
+    rows = [row for path in given.also for row in json.loads(path.read_text())["rows"]]
     for seed in range(given.seed, given.seed + given.seeds):
         for place, number in enumerate(tested):
             other = people[tested[(place + 1) % len(tested)]]
@@ -105,8 +108,8 @@ def main() -> None:
                     run.windows, found, device, champion, anchor, policy_of(settings), settings,
                     deploy_s=DEPLOY_S, most=most,
                 )  # fmt: skip
-                computing += time.process_time() - begun
-                played += float(run.windows.end[-1] - run.windows.start[0])
+                computing = time.process_time() - begun
+                played = float(run.windows.end[-1] - run.windows.start[0])
                 normal = run.windows.chosen((run.windows.start >= run.from_ts) & (run.windows.end < run.drift_ts))
                 drifted = run.windows.chosen(run.windows.start >= run.drift_ts)
                 since, serving = done.deployed[-1]
@@ -117,11 +120,9 @@ def main() -> None:
                 trained = [each for each in of_drift if each.outcome in ("promoted", "held", "rejected")]
                 promoted = next((each for each in of_drift if each.model is not None), None)
                 early = [each for each in done.trainings if each.begun < run.drift_ts]
-                false_trainings += sum(each.outcome in ("promoted", "held", "rejected") for each in early)
-                if given.policy == "every-alarm":
-                    false_trainings += sum(ts < run.drift_ts for ts in set(done.detected)) - len(early)
-                false_versions += sum(each.model is not None for each in early)
-                hours += (run.drift_ts - run.from_ts) / 3600
+                false = sum(each.outcome in ("promoted", "held", "rejected") for each in early)
+                if given.policy == "every-alarm":  # those that were not done, too
+                    false = sum(run.from_ts <= ts < run.drift_ts for ts in set(done.detected))
                 hit = next((ts for ts in done.detected if ts >= run.drift_ts), None)
                 last = next((each for each in reversed(done.decisions) if each[0] >= run.drift_ts), None)
                 told = [each for each in of_drift if each.reason]
@@ -138,19 +139,25 @@ def main() -> None:
                         "registered_s": promoted.ended - run.drift_ts if promoted else None,
                         "deployed_s": promoted.ended + DEPLOY_S - run.drift_ts if promoted else None,
                         "trainings": len(trained),
+                        "false_trainings": false,
+                        "false_versions": sum(each.model is not None for each in early),
+                        "normal_s": run.drift_ts - run.from_ts,
+                        "played_s": played,
+                        "cpu_s": computing,
                         "train_cpu_s": max((each.seconds for each in trained), default=None),
                         "anchor_lost": anchor_accuracy(champion) - anchor_accuracy(serving),
                         "ended_as": "" if last is None else f"{last[1]}/{last[2]}",
                     }
                 )
-                print(rows[-1])
+                print(json.dumps(rows[-1]), flush=True)
+    hours = sum(row["normal_s"] for row in rows) / 3600
     hurt = [row for row in rows if row["before"] - row["during"] >= 0.05]
     unhurt = [row for row in rows if row["before"] - row["during"] < 0.01]
     regained = [float(row["before"] - row["after"] <= 0.03) for row in hurt]
     switched = [row for row in rows if row["deployed_s"] is not None]
     figures = {
-        "false_retrains_per_device_day": false_trainings / hours * 24,
-        "false_versions_per_device_day": false_versions / hours * 24,
+        "false_retrains_per_device_day": sum(row["false_trainings"] for row in rows) / hours * 24,
+        "false_versions_per_device_day": sum(row["false_versions"] for row in rows) / hours * 24,
         "normal_hours": hours,
         "drifts_that_cost_5_points": len(hurt),
         "regained_within_3_points": share(regained),
@@ -160,13 +167,13 @@ def main() -> None:
         "of_these_without_a_new_version": share([float(row["deployed_s"] is None) for row in unhurt]),
         "median_deployed_s": float(np.median([row["deployed_s"] for row in switched])) if switched else None,
         "most_anchor_lost": max(row["anchor_lost"] for row in rows),
-        "times_real_time": played / computing,
+        "times_real_time": sum(row["played_s"] for row in rows) / sum(row["cpu_s"] for row in rows),
     }
     for name in given.kinds.split(","):
         mine = [row for row in rows if row["kind"] == name]
         means = [round(share([row[key] for row in mine]), 4) for key in ("before", "during", "after")]
         figures[f"{name}: before, during, after"] = means
-    show(Measurement("healing", {key: str(value) for key, value in vars(given).items() if key not in ("json", "data")},
+    show(Measurement("healing", {key: str(value) for key, value in vars(given).items() if key not in ("json", "data", "also")},
                      figures, rows), given.json)  # fmt: skip
 
 
