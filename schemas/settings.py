@@ -99,6 +99,11 @@ class Settings(BaseSettings):
     breaker_rejections: int = Field(3, ge=1, description="retrainings in a row without a better model that stop them")
     breaker_seconds: float = Field(21_600, ge=0, description="for so long; then one more is tried")
     train_seconds: float = Field(900, gt=0, description="deadline of one training; past it the job has failed")
+    train_jobs: int = Field(1, ge=-1, description="candidates that are trained at a time; -1: as many as cores")
+    train_backend: Literal["threading", "loky", "dask"] = Field(
+        "threading", description="joblib's backend for them; dask: a cluster, where one machine is outgrown"
+    )
+    train_scheduler: str | None = Field(None, description="tcp://host:8786 of the Dask scheduler, used with dask")
     promote_margin: float = Field(0.02, ge=0, le=1, description="recent macro F1 that a challenger must gain")
     anchor_loss: float = Field(0.01, ge=0, le=1, description="anchor macro F1 that it may lose")
     class_loss: float = Field(0.1, ge=0, le=1, description="anchor F1 that it may lose in any one activity")

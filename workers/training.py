@@ -6,11 +6,13 @@ forgets every activity they lack; both together, with the recent ones at a small
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Final
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -21,6 +23,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from schemas.activity import ACCELERATION, ATTITUDE, GRAVITY, ROTATION, SAMPLE_RATE_HZ
+from schemas.errors import Retry, UserError
 from streams.features import features
 from streams.inject import rotation
 from streams.windows import MAX_GAP_S, WINDOW, Floats, Ints
@@ -176,15 +179,65 @@ def fit_all(
     seed: int,
     failed: Callable[[str, Exception], None],
     clock: Callable[[], float] = perf_counter,
+    jobs: int = 1,
+    backend: str = "threading",
+    scheduler: str | None = None,
 ) -> list[Fitted]:
-    """The candidates that could be fitted, in the order given; `failed` is told of each other one and its error."""
+    """The candidates that could be fitted, in the order given; `failed` is told of each other one and its error.
+
+    jobs: how many at a time. backend: joblib's; with `dask`, on the cluster whose scheduler is named. Raises Retry if
+    that does not answer. However they are spread, the models are the same.
+    """
+    if jobs == 1 and backend != "dask":
+        found = [_fitted(name, pipeline, table, labels, weight, seed, clock) for name, pipeline in untrained]
+    else:
+        with _spread(backend, jobs, scheduler):
+            found = joblib.Parallel()(
+                joblib.delayed(_fitted)(name, pipeline, table, labels, weight, seed, clock)
+                for name, pipeline in untrained
+            )
     fitted = []
-    for name, pipeline in untrained:
-        begin = clock()
-        try:
-            fit(pipeline, table, labels, weight, seed)
-        except Exception as error:  # noqa: BLE001  whatever a library raises, the other candidates can still win
-            failed(name, error)
+    for (name, _), item in zip(untrained, found, strict=True):
+        if isinstance(item, Fitted):
+            fitted.append(item)
         else:
-            fitted.append(Fitted(name, pipeline, clock() - begin))
+            failed(name, item)
     return fitted
+
+
+def _fitted(
+    name: str,
+    pipeline: Pipeline,
+    table: Floats,
+    labels: Labels,
+    weight: Floats,
+    seed: int,
+    clock: Callable[[], float],
+) -> Fitted | Exception:
+    begin = clock()
+    try:
+        made = fit(pipeline, table, labels, weight, seed)
+    except Exception as error:  # noqa: BLE001  whatever a library raises, the other candidates can still win
+        return error
+    return Fitted(name, made, clock() - begin)
+
+
+@contextmanager
+def _spread(backend: str, jobs: int, scheduler: str | None) -> Iterator[None]:
+    """joblib's backend in force. Raises Retry, UserError."""
+    if backend != "dask":
+        with joblib.parallel_config(backend=backend, n_jobs=jobs):
+            yield
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise UserError(
+            "DRIFTLOOP_TRAIN_BACKEND=dask needs the package distributed: pip install distributed, here and there"
+        ) from None
+    try:
+        client = Client(scheduler, timeout=10, set_as_default=False)
+    except (OSError, TimeoutError) as error:
+        raise Retry(f"the Dask scheduler {scheduler} does not answer: {error}") from error
+    with client, joblib.parallel_config(backend="dask", client=client, n_jobs=-1):
+        yield

@@ -144,6 +144,9 @@ def run_trial(
         weight,
         seed=seed,
         failed=lambda name, error: failures.update({name: repr(error)[:300]}),
+        jobs=settings.train_jobs,
+        backend=settings.train_backend,
+        scheduler=settings.train_scheduler,
     )
     for name, error in failures.items():
         warn(name, error)

@@ -173,8 +173,8 @@ def main() -> None:
         mine = [row for row in rows if row["kind"] == name]
         means = [round(share([row[key] for row in mine]), 4) for key in ("before", "during", "after")]
         figures[f"{name}: before, during, after"] = means
-    show(Measurement("healing", {key: str(value) for key, value in vars(given).items() if key not in ("json", "data", "also")},
-                     figures, rows), given.json)  # fmt: skip
+    told = {key: str(value) for key, value in vars(given).items() if key not in ("json", "data", "also")}
+    show(Measurement("healing", told, figures, rows), given.json)
 
 
 if __name__ == "__main__":
