@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
+from typing import Final
 
 import msgspec
 import structlog
@@ -32,7 +33,7 @@ from schemas.topology import ACTIVITY, DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTE
 from streams.current_model import CurrentModel
 from streams.eventlog import Logged, read_events
 from streams.kafka import client_config
-from workers.controller import Controller, Decided, Policy, Train
+from workers.controller import Controller, Decided, Policy, State, Train
 from workers.health import Health
 from workers.jobs import Done, Job, JobLoop, Output
 from workers.registry import signing_key
@@ -44,6 +45,7 @@ log = structlog.get_logger()
 SOURCE = "driftloop/retrain"
 # The poll loop waits for it, and /live says no after 30 s.
 _HISTORY_S = 15.0
+_UNDER_WAY: Final[tuple[State, ...]] = ("collecting", "training", "evaluating")
 _PROOF_EVERY_S = (5.0, 60.0)  # at first, at most
 
 
@@ -91,7 +93,12 @@ class Retrainer:
             first = event_id("first", self.settings.namespace, self.settings.model, _topic_id(self.settings))
             return ChildJob(self, (), Task(first))
         answer = controller.due(now())
-        return self._proof(controller) if answer is None else self._job(answer)
+        if answer is not None:
+            return self._job(answer)
+        state = controller.state(now())
+        waiting = f", {len(controller.waiting)} drifts wait" if controller.waiting else ""
+        self.health.doing = f"{state}{waiting}"
+        return self._proof(controller)
 
     def _proof(self, controller: Controller) -> Job | None:
         """The verdict on a version that a drift has led to, as soon as there are readings to tell."""
@@ -134,6 +141,9 @@ class Retrainer:
         assert isinstance(event, ModelDeployed)
         self.proof_waits = _PROOF_EVERY_S[0]
         latency = {"latency.p50_ms": event.smoke.p50_ms}
+        for each in self._controller().deployed:
+            if isinstance(each.event, ModelDeployed) and each.event.version == event.previous:
+                latency["latency.previous_p50_ms"] = each.event.smoke.p50_ms
         told = Decided(said.outcome, said.reason, said.detail, (deployed.id,), None, said.numbers | latency)
         outputs = [self._decision(told, about="verdict", root=deployed.root)]
         if said.outcome == "harmed":
@@ -150,6 +160,11 @@ class Retrainer:
         for output in outputs:
             if output.event is not None:
                 self._controller().see(output.event)
+
+    def under_way(self, phase: str) -> None:
+        """Which state a child's phase means, empty once it has ended."""
+        if self.controller is not None:
+            self.controller.running = next((state for state in _UNDER_WAY if phase.startswith(state)), None)
 
     def _job(self, answer: Train | Decided | None) -> Job:
         if answer is None:
@@ -335,6 +350,7 @@ class ChildJob:
     def _still_running(self) -> Sequence[Output] | None:
         phase = self._phase()
         self.retrainer.health.doing = phase
+        self.retrainer.under_way(phase)
         if phase.startswith(WAITING):
             self.working_since = time.monotonic()
             return None
@@ -345,6 +361,7 @@ class ChildJob:
         return self._told(Result(declined=Declined("failed", "deadline", f"{phase} took longer than {limit:g} s")))
 
     def _told(self, result: Result) -> list[Output]:
+        self.retrainer.under_way("")
         outputs = self.retrainer.outputs(self.drifts, result, self.task)
         if not outputs and self.task.proof is None:
             raise Retry("the first model could not be trained; trying again")
@@ -364,6 +381,7 @@ class ChildJob:
 
     def cancel(self) -> None:
         """See workers.jobs.Job."""
+        self.retrainer.under_way("")
         self.process.kill()
         self.process.wait()
         self._clean()

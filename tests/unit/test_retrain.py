@@ -162,6 +162,20 @@ def test_a_drift_that_was_trained_on_is_not_trained_on_again_when_it_is_delivere
     assert not again.poll()
 
 
+def test_the_state_that_people_are_told_is_the_controllers(retrainer):
+    """`driftloop status` must not say idle while drifts wait."""
+    assert retrainer.idle() is None
+    assert retrainer.health.doing == "idle"
+    for phase, state in (("collecting: 3 of 9", "collecting"), ("training", "training"), ("", "idle")):
+        retrainer.under_way(phase)
+        assert retrainer.controller.state(0.0) == state
+    held = retrainer.start(told(RetrainRequested(model="activity", action="hold", by="ops"), "hold"))
+    retrainer.committed(held.poll())
+    retrainer.committed(retrainer.start(told(drift())).poll())
+    assert retrainer.idle() is None
+    assert retrainer.health.doing == "suspected, 1 drifts wait"
+
+
 def test_a_request_by_hand_trains_at_once_even_though_nothing_hurts(retrainer):
     """A hand on the wheel goes before cooldown and budget; the gate still judges."""
     job = retrainer.start(told(RetrainRequested(model="activity", action="now", by="ops", device="p"), "asked"))
