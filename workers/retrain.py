@@ -361,7 +361,6 @@ class ChildJob:
         return self._told(Result(declined=Declined("failed", "deadline", f"{phase} took longer than {limit:g} s")))
 
     def _told(self, result: Result) -> list[Output]:
-        self.retrainer.under_way("")
         outputs = self.retrainer.outputs(self.drifts, result, self.task)
         if not outputs and self.task.proof is None:
             raise Retry("the first model could not be trained; trying again")
@@ -381,12 +380,12 @@ class ChildJob:
 
     def cancel(self) -> None:
         """See workers.jobs.Job."""
-        self.retrainer.under_way("")
         self.process.kill()
         self.process.wait()
         self._clean()
 
     def _clean(self) -> None:
+        self.retrainer.under_way("")
         if self.process.stdin is not None:
             self.process.stdin.close()
         rmtree(self.folder, ignore_errors=True)
