@@ -23,7 +23,7 @@ import psutil
 from deploy.local.stack import Stack
 from schemas.activity import ACTIVITIES
 from schemas.envelope import envelope
-from schemas.events import DecisionMade, DriftDetected, ModelRegistered, Position
+from schemas.events import DecisionMade, ModelRegistered, Position
 from schemas.failpoints import VARIABLE
 from schemas.settings import Settings
 from schemas.topology import DECISIONS, DRIFT, MODEL_REGISTERED
@@ -34,6 +34,7 @@ from streams.replay import end_ranges
 from streams.simulator import simulate
 from tests.bench.report import Measurement, parser, show
 from tests.integration import worker_processes as workers
+from tests.unit.controlling import drift
 from workers import registry
 
 DEVICES, LEARN_S, LATER_S = 6, 130.0, 150.0
@@ -47,24 +48,11 @@ def drifted(settings: Settings, played, number: int, rng: random.Random) -> str:
         settings, [apply(played, parse_drift("noise:0.3@0"), np.random.default_rng(number))], batch=50
     ).complete
     moved = next(old for old, new in zip(before, end_ranges(settings), strict=True) if old.end != new.end)
-    change = Position("activity", moved.partition, moved.end)
-    event = DriftDetected(
+    event = drift(
         device=played.device,
         model=settings.model,
-        feature="userAcceleration.x",
-        statistic="log-sd",
-        detector="adwin",
-        severity="critical",
-        effect=9.0,
-        direction="up",
-        before=0.0,
-        after=1.0,
-        ts=2.0,
-        change_ts=1.0,
         position=Position("activity", moved.partition, moved.end + 1),
-        change_position=change,
-        episode=f"e{number}",
-        test="statistic",
+        change_position=Position("activity", moved.partition, moved.end),
     )
     id = f"drift-{number}"
     for _ in range(rng.randint(1, 3)):
