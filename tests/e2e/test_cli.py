@@ -44,6 +44,10 @@ def test_help_needs_none_of_the_heavy_libraries():
 
 
 MISTAKES = {
+    "no kind of retraining": (["retrain"], {}, "--now"),
+    "two kinds of retraining": (["retrain", "--now", "--hold"], {}, "--from RUN"),
+    "a backtest of nothing": (["backtest"], {}, "--topic"),
+    "a policy that is not there": (["backtest", "--topic", "--policy", "none.env"], {}, "no such file"),
     "a setting that is not one of its values": (
         ["config", "show"],
         {"DRIFTLOOP_DETECTOR": "foo"},
