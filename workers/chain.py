@@ -131,6 +131,12 @@ class Chain:
     def around(self, logged: Logged) -> Around:
         """All that is connected with it, both ways."""
         before, after = list(self._walk(logged, up=True)), list(self._walk(logged, up=False))
+        known = {each.envelope.id for each in (*before, logged, *after)}
+        for each in list(before):  # what was decided on the way is part of the answer
+            for effect in self.effects_of(each):
+                if isinstance(effect.envelope.event, DecisionMade) and effect.envelope.id not in known:
+                    known.add(effect.envelope.id)
+                    before.append(effect)
         return Around(logged, *(sorted(each, key=lambda item: item.written) for each in (before, after)))
 
     def _walk(self, logged: Logged, *, up: bool) -> Iterator[Logged]:

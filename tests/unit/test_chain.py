@@ -36,7 +36,7 @@ def ids(found):
 def test_a_deployment_is_followed_back_to_the_drift(chain):
     """Why does this model serve? is the question that brings people here."""
     around = chain.around(SERVED)
-    assert ids(around.before) == ids([DRIFTED, REGISTERED])
+    assert ids(around.before) == ids([DRIFTED, REGISTERED, DECIDED])
     assert around.after == []
 
 
@@ -113,3 +113,25 @@ def test_the_tree_says_where_the_readings_lie_what_was_tried_and_what_speaks_for
     assert facts(at) == ["readings activity/2 400 … 500, confirmed by statistic"]
     assert "learned from activity/2 400 … 700: 1 readings" in facts(version)
     assert facts(promoted) == ["cause: carrying; gain.low 0.2"]
+
+
+def test_what_was_decided_on_the_way_to_a_version_is_told_with_it():
+    """The numbers of the gate stand in a decision, not in the version; without them the tree says what, not why."""
+    chain = Chain()
+    at, version = drift(), learned("2", 400, 700, caused_by=["d"])
+    decisions = [
+        DecisionMade(model="activity", about=about, outcome=outcome, reason=reason, detail="", concerns=["d"], ts=1.0)
+        for about, outcome, reason in (("retrain", "deferred", "cooldown"), ("promote", "promoted", "better-on-recent"))
+    ]
+    for number, (id, event, topic) in enumerate(
+        [
+            ("d", at, DRIFT),
+            ("c", decisions[0], DECISIONS),
+            ("v", version, MODEL_REGISTERED),
+            ("p", decisions[1], DECISIONS),
+        ]
+    ):
+        told = envelope(event, id=id, source="s", subject="", time=0.0)
+        chain.add(Logged(topic, 0, number, float(number), told))
+    around = chain.around(chain.find("v"))
+    assert [each.envelope.id for each in around.before] == ["d", "c", "p"]
