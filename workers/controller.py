@@ -53,12 +53,16 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Retrain for these drifts. lead: names the training for good; attempt: of this lead, from 0."""
+    """Retrain for these drifts. lead: names the training for good; attempt: of this lead, from 0.
+
+    since: how long the first of them has waited.
+    """
 
     lead: str
     drifts: tuple[Envelope, ...]
     attempt: int = 0
     request: RetrainRequested | None = None
+    since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +249,7 @@ class Controller:
             return None
         joining = self._joining()
         lead = joining[0].id
-        return Train(lead, joining, self.answered.get(lead, 0))
+        return Train(lead, joining, self.answered.get(lead, 0), since=self.waiting[lead].since)
 
     def unproved(self) -> tuple[Envelope, bool] | None:
         """A deployment after a drift that has no verdict yet, and whether it still serves."""

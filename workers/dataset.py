@@ -92,12 +92,13 @@ def wanted_by(task: Task, settings: Settings) -> Wanted:
     )
 
 
-def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None]) -> Replayed:
-    """Labelled windows, once there are enough of enough activities.
+def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], until: float | None = None) -> Replayed:
+    """Labelled windows, once there are enough of enough activities. until: as of a task.
 
     Raises Decline if they do not come in time, WindowExpired or Retry as `replay` does.
     """
-    deadline = time.monotonic() + settings.collect_seconds
+    left = settings.collect_seconds if until is None else until - time.time()
+    deadline = time.monotonic() + min(max(left, 0.0), settings.collect_seconds)  # a clock may be off
     needed = settings.first_windows if wanted.first else settings.recent_windows
     activities = 2 if wanted.first else settings.recent_activities
     seen: Sequence[OffsetRange] = ()

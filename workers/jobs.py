@@ -196,6 +196,8 @@ class JobLoop:
         if self.regained:  # a pause may outlive the assignment that it was made in
             self.regained = False
             self._resume()
+        if message is not None and self.message is None and self._gives_way():
+            self._drop()
         if message is not None and (self.job is not None or self.message is not None):
             # Fetched before the pause took hold, or while a job between events runs: it comes again afterwards.
             self.consumer.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
@@ -218,6 +220,10 @@ class JobLoop:
         except Reject as reject:
             self.job = None
             self._dead_letter(reject)
+
+    def _gives_way(self) -> bool:
+        """Whether a job between events only waits, and can as well be begun again after the event that has come."""
+        return bool(getattr(self.job, "gives_way", bool)())
 
     def _begin(self) -> None:
         if time.monotonic() < self.again_at:

@@ -214,6 +214,7 @@ class Retrainer:
             forced=request is not None or self.settings.retrain_policy in ("periodic", "every-alarm"),
             attempt=train.attempt,
             repeat=request.run_id if request and request.action == "repeat" else None,
+            until=None if train.since is None else train.since + self.settings.collect_seconds,
         )
 
     def outputs(self, drifts: Sequence[Envelope], result: Result, task: Task) -> list[Output]:
@@ -346,6 +347,10 @@ class ChildJob:
             return self._told(result)
         finally:
             self._clean()
+
+    def gives_way(self) -> bool:
+        """What waits for readings must not keep a person's request, or a sensor's fault, waiting as well."""
+        return self.task.champion is not None and self._phase().startswith("collecting")
 
     def _still_running(self) -> Sequence[Output] | None:
         phase = self._phase()

@@ -110,7 +110,7 @@ def _pinned(task: Task, settings: Settings, client: Any, folder: Path) -> _Pinne
     """
     if task.repeat is not None:
         return _repeated(task.repeat, client)
-    found = collect(wanted_by(task, settings), settings, lambda text: _say(folder, text))
+    found = collect(wanted_by(task, settings), settings, lambda text: _say(folder, text), task.until)
     # Hashed once more: an id that somebody else has given need not be hexadecimal.
     seed = (int(event_id("seed", task.event_id)[:8], 16) + settings.training_seed) % 2**31
     before = past(found.window, task.previous, settings) if task.drifts else None

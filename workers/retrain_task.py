@@ -40,7 +40,8 @@ class Task(msgspec.Struct):
     model and for a request. previous: windows that earlier versions learned from, oldest first. device: a request's.
     forced: whether to train although the champion is not hurt. attempt: of this task, from 0.
     repeat: the run whose windows are trained on again.
-    proof: no training at all, but this.
+    until: when to stop waiting for
+    readings, seconds since the epoch, if that was set before. proof: no training at all, but this.
     """
 
     event_id: str
@@ -52,6 +53,7 @@ class Task(msgspec.Struct):
     forced: bool = False
     attempt: int = 0
     repeat: str | None = None
+    until: float | None = None
     proof: ToProve | None = None
 
 

@@ -411,3 +411,26 @@ def kafka_pid(servers, kafka_bootstrap) -> int:
         if connection.laddr and connection.laddr.port == port and connection.status == "LISTEN" and connection.pid:
             return connection.pid
     pytest.skip("the broker is somebody else's")
+
+
+def test_a_job_between_events_that_only_waits_gives_way_to_an_event(ready):
+    """A training that waits ten minutes for readings must not keep a person's `hold` waiting as well."""
+
+    class Waiting:
+        def poll(self) -> None:
+            return None
+
+        def cancel(self) -> None:
+            ended.append(True)
+
+        def gives_way(self) -> bool:
+            return True
+
+    ended: list[bool] = []
+    handler = Scripted()
+    handler.between = lambda: None if ended else Waiting()
+    with loop(ready, handler) as made:
+        eventually(lambda: made.loop.job)
+        send(ready, DRIFT, event("a"))
+        eventually(lambda: answered(ready) == ["a"])
+    assert ended == [True]
