@@ -35,6 +35,7 @@ WAITING: Final = frozenset({"cooldown", "budget", "breaker", "hold", "uncertain"
 TRAINED: Final = frozenset({"rejected", "held"})
 FAILED: Final = frozenset({"training-failed", "deadline"})
 DAY_S: Final = 86_400.0
+UNSURE_SHARE: Final = 0.2  # of the cooldown, after a training that could not tell
 FAULT_LINGERS_S: Final = 60.0  # of event time: a detector's bouts reach back
 
 
@@ -102,6 +103,7 @@ class Controller:
         self.begun = 0.0  # when the first model was registered
         self.rejections = 0  # in a row
         self.held = False
+        self.unsure = False  # whether the last training wants more windows, not another drift
         self.running: State | None = None
         self.faults: dict[tuple[str, str, str], tuple[float, float | None]] = {}  # event time of begin and end
         self.deployed: list[Envelope] = []  # of ModelDeployed, oldest first
@@ -157,6 +159,7 @@ class Controller:
         else:
             self.trainings.append(told.time.timestamp())
         self.rejections = 0
+        self.unsure = False
 
     def _decided(self, told: Envelope, event: DecisionMade) -> None:
         for id in event.concerns:
@@ -167,6 +170,8 @@ class Controller:
             self.held = event.outcome == "holding"
         if event.outcome in TRAINED or event.reason in FAILED:
             self.trainings.append(told.time.timestamp())
+        self.unsure = event.outcome == "held" if event.outcome in TRAINED else self.unsure
+        if event.outcome in ("rejected", "given-up") or event.reason in FAILED:
             self.rejections += 1
         if event.outcome in ("deferred", "held") and event.reason in WAITING:
             for id in event.concerns:
@@ -200,7 +205,7 @@ class Controller:
         """Where the model's retraining stands."""
         if self.running is not None:
             return self.running
-        if self.trainings and self._since_last(now) < self.policy.cooldown_s:
+        if self.trainings and self._since_last(now) < self._cooldown():
             return "cooldown"
         return "suspected" if self.waiting else "idle"
 
@@ -341,10 +346,15 @@ class Controller:
             return "breaker", detail, {"rejections": self.rejections, "since_last_s": round(self._since_last(now), 1)}
         if len(today) >= policy.daily_trainings:
             return "budget", f"{len(today)} trainings within a day", {"trainings": len(today)}
-        if self.trainings and (elapsed := self._since_last(now)) < policy.cooldown_s:
-            detail = f"the last retraining ended {elapsed:.0f} s ago, the next may begin after {policy.cooldown_s:g} s"
-            return "cooldown", detail, {"since_last_s": round(elapsed, 1), "cooldown_s": policy.cooldown_s}
+        cooldown = self._cooldown()
+        if self.trainings and (elapsed := self._since_last(now)) < cooldown:
+            detail = f"the last retraining ended {elapsed:.0f} s ago, the next may begin after {cooldown:g} s"
+            return "cooldown", detail, {"since_last_s": round(elapsed, 1), "cooldown_s": cooldown}
         return None
+
+    def _cooldown(self) -> float:
+        """A training that could not tell is tried again sooner: it wants more windows of the same drift."""
+        return self.policy.cooldown_s * (UNSURE_SHARE if self.unsure else 1.0)
 
     def _since_last(self, now: float) -> float:
         """Seconds since the last training; a clock that was set back must not lock us out, so distance counts."""

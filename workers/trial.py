@@ -161,30 +161,23 @@ def run_trial(
     scores = {
         name: Scores(_f1(held_recent[1], mine), _f1(held_anchor[1], old)) for name, (mine, old) in answers.items()
     }
-    best = max(fitted, key=lambda item: (scores[item.name].recent or 0) + (scores[item.name].anchor or 0))
-    mine, old = answers[best.name]
-    numbers = _numbers("challenger", scores[best.name])
-    interval, lost = None, None
-    if champion_scores is not None and len(held_recent[1]):
-        blocks = blocks_of(recent.bouts[recent.held_out])
-        interval = paired_interval(held_recent[1], blocks, mine, theirs[0], seed)
-        numbers |= _numbers("champion", champion_scores)
-        numbers |= {"gain.low": round(interval[0], 4), "gain.high": round(interval[1], 4)}
-        numbers |= {"windows.recent": len(held_recent[1]), "windows.anchor": len(held_anchor[1])}
-        if len(held_anchor[1]):
-            now, then = class_f1(held_anchor[1], old), class_f1(held_anchor[1], theirs[1])
-            worst = max(then, key=lambda code: then[code] - now[code])
-            lost = ACTIVITIES[worst], then[worst] - now[worst]
-            numbers |= {f"lost.{lost[0]}": round(lost[1], 4)}
-    verdict = judge(
-        scores[best.name],
-        champion_scores,
-        settings.promote_margin,
-        settings.anchor_loss,
-        interval=interval,
-        lost=lost,
-        class_loss=settings.class_loss,
+    blocks = blocks_of(recent.bouts[recent.held_out])
+
+    said = {
+        name: _gate(
+            score, champion_scores, (held_recent[1], held_anchor[1]), answers[name], theirs, blocks, settings, seed
+        )
+        for name, score in scores.items()
+    }
+    # Of those that the gate lets through, the best; one that forgets must not stand in the way of one that does not.
+    best = max(
+        fitted,
+        key=lambda item: (
+            ("rejected", "held", "promoted").index(said[item.name][0].outcome),
+            (scores[item.name].recent or 0) + (scores[item.name].anchor or 0),
+        ),
     )
+    verdict, numbers = said[best.name]
     numbers |= {"seconds": round(time.monotonic() - begun, 1)}
     if cause is not None:
         numbers |= cause.numbers
@@ -197,11 +190,46 @@ def run_trial(
         verdict,
         cause,
         numbers,
-        confusion(held_recent[1], mine, len(ACTIVITIES)),
+        confusion(held_recent[1], answers[best.name][0], len(ACTIVITIES)),
         held_recent[0],
         seed,
         failures,
     )
+
+
+def _gate(
+    score: Scores,
+    champion: Scores | None,
+    labels: tuple[Ints, Ints],
+    ours: tuple[Ints, Ints],
+    theirs: tuple[Ints, Ints],
+    blocks: Ints,
+    settings: Settings,
+    seed: int,
+) -> tuple[Verdict, dict[str, float]]:
+    """What the gate says of a candidate, with its numbers. Pairs: recent, anchor. blocks: of the recent windows."""
+    numbers = _numbers("challenger", score)
+    interval, lost = None, None
+    if champion is not None and len(labels[0]):
+        interval = paired_interval(labels[0], blocks, ours[0], theirs[0], seed)
+        numbers |= _numbers("champion", champion)
+        numbers |= {"gain.low": round(interval[0], 4), "gain.high": round(interval[1], 4)}
+        numbers |= {"windows.recent": len(labels[0]), "windows.anchor": len(labels[1])}
+        if len(labels[1]):
+            now, then = class_f1(labels[1], ours[1]), class_f1(labels[1], theirs[1])
+            worst = max(then, key=lambda code: then[code] - now[code])
+            lost = ACTIVITIES[worst], then[worst] - now[worst]
+            numbers |= {f"lost.{lost[0]}": round(lost[1], 4)}
+    verdict = judge(
+        score,
+        champion,
+        settings.promote_margin,
+        settings.anchor_loss,
+        interval=interval,
+        lost=lost,
+        class_loss=settings.class_loss,
+    )
+    return verdict, numbers
 
 
 def _f1(labels: Ints, answers: Ints) -> float | None:
