@@ -18,12 +18,10 @@ from deploy import modelfiles
 from deploy.process import ProcessTarget
 from deploy.router import Router
 from deploy.target import DeploymentSpec
-from schemas.events import DecisionMade
-from schemas.settings import Settings
-from schemas.topology import DECISIONS, DEPLOYED
+from schemas.topology import DEPLOYED
 from streams.current_model import CurrentModel
 from tests.bench.report import Measurement, parser, show
-from tests.chaos.rollouts import Client, announce, world
+from tests.chaos.rollouts import Client, announce, decided, world
 from tests.integration import worker_processes as workers
 from tests.places import ROOT, running
 from workers import registry
@@ -144,12 +142,6 @@ def measure(folder: Path, kinds: list[str], rounds: int, addresses: dict[str, st
         "champion_failed": sum(row["champion_failed"] for row in rows),
     }
     return Measurement("broken_models", {"kinds": kinds, "rounds": rounds}, figures, rows)
-
-
-def decided(settings: Settings, count: int) -> DecisionMade | None:
-    """The decision on the last of so many broken versions."""
-    found = workers.of_type(workers.events(settings, DECISIONS), DecisionMade)
-    return found[count - 1] if len(found) >= count else None
 
 
 def main() -> None:

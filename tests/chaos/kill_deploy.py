@@ -16,21 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from deploy.process import free_port
-from schemas.events import ModelDeployed
 from schemas.failpoints import EXIT_CODE, VARIABLE
-from schemas.settings import Settings
-from schemas.topology import DEPLOYED
 from tests.bench.report import Measurement, parser, show
-from tests.chaos.rollouts import Client, announce, engine_and_registry, world
+from tests.chaos.rollouts import Client, announce, deployed, engine_and_registry, world
 from tests.integration import worker_processes as workers
 from workers.targets import make_target
 
 POINTS = ("deploy.created", "deploy.ready", "jobs.emitted", "jobs.before-commit", "deploy.switched")
 IMAGE_POINTS = ("deploy.built", "deploy.pushed")
-
-
-def deployed(settings: Settings) -> list[str]:
-    return [each.version for each in workers.of_type(workers.events(settings, DEPLOYED), ModelDeployed)]
 
 
 def measure(

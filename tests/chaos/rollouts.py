@@ -15,8 +15,9 @@ import trustme
 
 from deploy.local.stack import Stack
 from schemas.envelope import envelope
+from schemas.events import DecisionMade, ModelDeployed
 from schemas.settings import Settings
-from schemas.topology import MODEL_REGISTERED
+from schemas.topology import DECISIONS, DEPLOYED, MODEL_REGISTERED
 from streams import topics
 from tests import engine as engines
 from tests.integration import worker_processes as workers
@@ -70,6 +71,17 @@ def announce(settings: Settings, number: int) -> str:
     told = envelope(registered, id=f"registered-{number}", source="chaos", subject="", time=1.0)
     workers.send(settings, MODEL_REGISTERED, told)
     return registered.version
+
+
+def deployed(settings: Settings) -> list[str]:
+    """All versions that were ever announced as deployed, oldest first."""
+    return [each.version for each in workers.of_type(workers.events(settings, DEPLOYED), ModelDeployed)]
+
+
+def decided(settings: Settings, count: int) -> DecisionMade | None:
+    """The last of so many decisions."""
+    found = workers.of_type(workers.events(settings, DECISIONS), DecisionMade)
+    return found[count - 1] if len(found) >= count else None
 
 
 class Client:

@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from deploy import modelfiles
 from deploy.trust import SigningKey
 from schemas.envelope import envelope
-from schemas.events import DecisionMade, ModelDeployed, ModelRegistered
+from schemas.events import ModelRegistered
 from schemas.settings import Settings
-from schemas.topology import DECISIONS, DEPLOYED, MODEL_REGISTERED
+from schemas.topology import MODEL_REGISTERED
 from tests.bench.report import Measurement, parser, show
-from tests.chaos.rollouts import announce, world
+from tests.chaos.rollouts import announce, decided, deployed, world
 from tests.integration import worker_processes as workers
 from tests.tampering import TAMPERING
 from workers import registry
@@ -94,16 +94,6 @@ def tampered(
     if means == "a trusted key":
         event = registry.signing_key(settings).signed(event)
     return means, event, MEANS[means]
-
-
-def deployed(settings: Settings) -> list[str]:
-    return [each.version for each in workers.of_type(workers.events(settings, DEPLOYED), ModelDeployed)]
-
-
-def decided(settings: Settings, count: int) -> DecisionMade | None:
-    """The last of so many decisions."""
-    found = workers.of_type(workers.events(settings, DECISIONS), DecisionMade)
-    return found[count - 1] if len(found) >= count else None
 
 
 def main() -> None:
