@@ -94,11 +94,18 @@ def test_every_process_of_the_image_runs_confined_and_ends_when_told(image, sett
             container.remove(force=True)
 
 
-def test_the_image_has_the_mlflow_that_the_file_starts(image, settings, mlflow_uri):
+def test_the_image_has_the_mlflow_that_the_file_starts(image):
     """The service `mlflow` is the same image with another command, on PostgreSQL."""
     engine, id = image
+    asked = ["-c", "mlflow --version && python -c 'import psycopg2'"]
     said = engine.containers.run(
-        id, ["-c", "mlflow --version && python -c 'import psycopg2'"], entrypoint="/bin/sh", read_only=True, remove=True
+        id,
+        asked,
+        entrypoint="/bin/sh",
+        user="10001:10001",
+        read_only=True,
+        tmpfs={"/tmp": "", "/data": ""},
+        remove=True,
     )
     assert b"mlflow, version" in said
 
