@@ -120,7 +120,7 @@ class Router:
         # By version, so that one that is slow keeps none from its successor.
         pooled = aiohttp.TCPConnector(limit=0, limit_per_host=_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_SECONDS)
         fresh = aiohttp.TCPConnector(limit=0, limit_per_host=_CONNECTIONS, force_close=True)
-        async with _session(pooled) as self._pooled, _session(fresh) as self._fresh:
+        async with _session(pooled, self._patience) as self._pooled, _session(fresh, self._patience) as self._fresh:
             yield
 
     async def _live(self, _: web.Request) -> web.Response:
@@ -182,14 +182,19 @@ async def listen(application: web.Application, host: str, port: int) -> web.AppR
     return runner
 
 
-def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
-    """A client that changes nothing on the way: no cookies, no decompression, no headers of its own."""
+def _session(connector: aiohttp.TCPConnector, patience: float) -> aiohttp.ClientSession:
+    """A client that changes nothing on the way: no cookies, no decompression, no headers of its own.
+
+    patience: seconds for which a request waits for a connection that others use.
+    """
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=_ADDED_BY_CLIENT,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
+        timeout=aiohttp.ClientTimeout(
+            total=None, connect=patience, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
+        ),
     )
 
 

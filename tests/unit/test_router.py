@@ -219,6 +219,29 @@ def test_a_request_that_breaks_what_it_is_sent_to_is_not_sent_for_ever(router):
     asyncio.run(main())
 
 
+def test_a_request_that_gets_no_connection_in_time_is_told_so(tmp_path):
+    """Behind a version that hangs, the last in the queue would wait for the sum of all that wait before it."""
+    router = Router(tmp_path / "route.json", patience=0.5)
+    goes_on = asyncio.Event()
+
+    async def hangs(_):
+        await goes_on.wait()
+        return web.Response(text="at last")
+
+    async def main():
+        many = aiohttp.TCPConnector(limit=0)
+        server = TestServer(router.application())
+        async with upstream(hangs) as stuck, TestClient(server, connector=many) as client:
+            router.switch(stuck, "7")
+            asked = [asyncio.create_task(client.get("/version")) for _ in range(101)]
+            done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            assert [each.result().status for each in done] == [502]
+            goes_on.set()
+            assert {(await each).status for each in waiting} == {200}
+
+    asyncio.run(main())
+
+
 def test_more_requests_than_a_version_may_have_before_it_are_told_to_come_again(tmp_path):
     """Else all would wait longer than their clients do. Those of a slow version keep none from its successor."""
     router = Router(tmp_path / "route.json", held=3)
