@@ -131,6 +131,8 @@ def measure(folder: Path, kinds: list[str], rounds: int, addresses: dict[str, st
                             "back_s": took,
                             "champion_asked": sum(each[2] == champion for each in during),
                             "champion_failed": sum(each[2] == champion and each[1] != 200 for each in during),
+                            # 0: no answer within the client's 5 s
+                            "failed_as": sorted({each[1] for each in during if each[2] == champion} - {200}),
                         }
                     )
     figures = {
