@@ -120,6 +120,7 @@ def measure(folder: Path, name: str, swaps: int, rate: float, idle: float) -> Me
     figures = {
         "requests": len(asked),
         "failed": sum(status != 200 for _, _, status in asked),
+        "turned_away": sum(status == 503 for _, _, status in asked),  # of the failed: more than the router holds
         "p50_idle_ms": float(np.percentile(quiet, 50)),
         "p99_idle_ms": float(np.percentile(quiet, 99)),
         "p50_swap_ms": float(np.percentile(busy, 50)),
