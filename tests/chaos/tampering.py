@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
@@ -26,6 +27,7 @@ from tests.chaos.rollouts import announce, decided, deployed, world
 from tests.integration import worker_processes as workers
 from tests.tampering import TAMPERING
 from workers import registry
+from workers.targets import make_target
 
 FORGED = "forged event"
 KINDS = (*(kind for kind in TAMPERING if kind != "changed byte"), FORGED)
@@ -36,8 +38,9 @@ MEANS = {"the store": "digest-mismatch", "the store and Kafka": "bad-signature",
 def measure(folder: Path, rounds: int) -> Measurement:
     """Each kind so many times, by means that change from round to round."""
     rows: list[dict[str, object]] = []
-    with world(folder, bake_seconds=0) as settings:
+    with world(folder, bake_seconds=0) as settings, ExitStack() as left:
         log = folder / "deploy.log"
+        left.callback(clear, settings)
         with workers.worker(settings, "deploy", log):
             champion = announce(settings, 0)
             workers.eventually(lambda: deployed(settings) == [champion], 180, log.read_text)
@@ -94,6 +97,13 @@ def tampered(
     if means == "a trusted key":
         event = registry.signing_key(settings).signed(event)
     return means, event, MEANS[means]
+
+
+def clear(settings: Settings) -> None:
+    """No server is left behind."""
+    place = make_target(settings)
+    for each in place.list(settings.model):
+        place.delete(each)
 
 
 def main() -> None:
