@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +43,7 @@ class Bout:
         """(20,) of the windows that count."""
         return self.total / self.count
 
-    def running(self, statistics: Floats, believed: Floats) -> tuple[Sequence[Floats], Sequence[Floats]]:
+    def running(self, statistics: Floats, believed: Floats) -> tuple[Floats | list[Floats], Floats | list[Floats]]:
         """Total and believed after each of these further windows; added up in their order, whatever the chunks."""
         if len(statistics) == 1:  # the usual case while a device is followed as it sends
             return [self.total + statistics[0] if self.seen else self.total], [self.believed + believed[0]]

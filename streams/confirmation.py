@@ -222,10 +222,10 @@ def judge(found: Sequence[Evidence], activities: Ints, since: Mapping[int, int],
     counts = np.arange(2, len(found) + 1)
     scores = np.add.accumulate([item.scores for item in found])[1:]
     size = np.abs(scores) / np.sqrt(counts)[:, None]
-    over = (size > policy.thresholds).any(0).tolist()
+    over = set(np.flatnonzero(size.max(0) > policy.thresholds).tolist())
     columns: dict[int, int] = {}
     for column, most in {**since, RATIO: len(found)}.items():
-        if not over[column]:
+        if column not in over:
             continue
         for row in _clearest(size[: max(most - 1, 0), column], policy.thresholds[column]):
             own = [float(item.scores[column]) for item in found[: row + 2]]
