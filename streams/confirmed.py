@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -104,10 +105,11 @@ class ConfirmedDetector:
 
     def __init__(self, kind: Confirmed) -> None:
         self.kind = kind
-        self.config = f"confirmed/3/{kind.name}/{kind.source}/{kind.calibration_windows}"
+        self.config = f"confirmed/4/{kind.name}/{kind.source}/{kind.calibration_windows}"
         self.profile = kind.profile
         self.index = -1  # of the last window
         self.last_alarm: float | None = None
+        self.epoch: int | None = None  # the record since which it is calibrated, and judged
         self.quality = Quality()
         self.conditioner = Conditioner(kind.source)
         self._begin()
@@ -144,6 +146,8 @@ class ConfirmedDetector:
         if not len(windows):
             return found
         assert windows.measures is not None
+        if self.epoch is None:
+            self.epoch = int(windows.first_offset[0])
         codes, labelled, believed, gaps = self.conditioner.activities(windows, windows.measures[:, WIDTH:])
         frozen = None
         if broken is not None and broken.any():
@@ -223,7 +227,7 @@ class ConfirmedDetector:
             if alarm:
                 changes += alarm
                 self.index = first + number
-                self.last_alarm = ts
+                self.last_alarm, self.epoch = ts, alarm[0].offset
                 self._begin()
                 return at + number + 1
         bout.reach(seen + count, totals[-1], beliefs[-1])
@@ -342,7 +346,8 @@ class ConfirmedDetector:
         if verdict is None:
             return []
         hurts = CONFIDENCE in self.candidates or ERROR in self.candidates
-        return changes_of(verdict, found[: verdict.bouts], ts, offset, hurts=hurts)
+        alarm = changes_of(verdict, found[: verdict.bouts], ts, offset, hurts=hurts)
+        return [replace(change, epoch=self.epoch) for change in alarm]
 
     def _evidence(self, bout: Bout) -> Evidence | None:
         """What a bout says, on the doubt that it may show another activity: the one that makes it least surprising."""
@@ -360,6 +365,7 @@ class ConfirmedDetector:
             self.profile,
             self.index,
             self.last_alarm,
+            self.epoch,
             self.calibrated,
             self.since,
             self.quality.dump(),
@@ -372,8 +378,8 @@ class ConfirmedDetector:
 
     def load(self, state: Any) -> None:
         """Continue from a dumped state."""
-        (self.profile, self.index, self.last_alarm, self.calibrated, self.since) = state[:5]
-        quality, conditioner, calibration, bouts, candidates, adwins = state[5:]
+        (self.profile, self.index, self.last_alarm, self.epoch, self.calibrated, self.since) = state[:6]
+        quality, conditioner, calibration, bouts, candidates, adwins = state[6:]
         self.quality.load(quality)
         self.conditioner.load(conditioner)
         self.calibration.load(calibration)

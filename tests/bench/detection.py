@@ -15,6 +15,7 @@ from streams.confirmation import POLICIES
 from streams.confirmed import CALIBRATION_S, Confirmed
 from streams.detectors import DETECTORS
 from streams.motionsense import parse_subjects, recordings
+from streams.windows import HOP
 from tests.bench.report import Measurement, parser, show
 from workers.backtest import Figures, accuracy, figures, judge_run, measured, play, reference_profile, runs
 
@@ -28,7 +29,8 @@ def table(kind, whole, name, rows) -> Figures:
     print(
         f"{name}: {found.false_alarms_per_hour:.3f} false alarms/h [{low:.2f}-{high:.2f}] "
         f"({found.false_alarms} in {found.normal_hours:.1f} h), {found.false_faults} false faults, "
-        f"detector {seconds / max(1, sum(len(run.windows) for run in whole)) * 1e6:.0f} µs a window"
+        f"detector {seconds / max(1, sum(len(run.windows) or len(run.readings) // HOP for run in whole)) * 1e6:.0f} "
+        "µs a window"
     )
     rows += [{"variant": name, **row} for row in found.rows]
     return found
