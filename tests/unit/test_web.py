@@ -134,7 +134,8 @@ def test_what_is_not_understood_is_json_with_a_reason(ask, path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"monitor_host": "0.0.0.0"}, "token"),
+        ({"monitor_host": "0.0.0.0"}, "set a token"),
+        ({"monitor_host": "0.0.0.0", "monitor_plain": True}, "set a token"),
         ({"monitor_host": "0.0.0.0", **SECRET}, "TLS"),
         ({"monitor_token": SecretStr("short")}, "16"),
         ({"monitor_tls_cert": "a.pem"}, "both"),
