@@ -129,6 +129,13 @@ def test_what_is_said_does_not_depend_on_how_many_windows_come_at_once_nor_on_re
     assert any(isinstance(item, Degraded) for item in said)
     for chunk in (1, 7, 64):
         assert found(recording, of, chunk) == said
+    whole, states = windows(recording, of), []
+    for chunk in (1, 7, 10**6):
+        detector = of()
+        for begin in range(0, len(whole), chunk):
+            detector.observe(empty_readings(), whole.chosen(slice(begin, begin + chunk)))
+        states.append(msgspec.msgpack.encode(detector.dump()))
+    assert states[0] == states[1] == states[2]  # to the last bit, not only as far as it was told
     whole, restarted = windows(recording, of), []
     state = of().dump()
     for begin in range(0, len(whole), 50):
