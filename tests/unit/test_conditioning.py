@@ -51,7 +51,7 @@ def test_a_label_outweighs_the_classifier_and_its_absence_among_labels_is_not_ju
 
 
 def test_a_label_that_this_version_does_not_know_leaves_the_model_to_tell():
-    """A typo in a label comes as no label: after a while without any that is known, the device is judged all the same."""
+    """A typo in a label comes as no label: after a while without any, the device is judged all the same."""
     count = UNLABELLED_WINDOWS + 10
     labels = [SITTING, *[NO_LABEL] * count]
     codes = Conditioner("auto").activities(windows(labels), sure_of(*[WALKING] * (count + 1)))[0]
