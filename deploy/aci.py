@@ -19,7 +19,7 @@ import structlog
 from deploy import modelfiles
 from deploy.image.layer import PORT, Builder
 from deploy.image.registry import Registry
-from deploy.target import Deployment, DeploymentSpec, label
+from deploy.target import LOG_LINES, Deployment, DeploymentSpec, label
 from schemas.errors import Reject, Retry
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ log = structlog.get_logger()
 
 MANAGED_BY: Final = "driftloop"
 _CONTAINER: Final = "model"
-_LOG_LINES: Final = 15
 _GIB: Final = 1024
 # Waiting for the operation of a create or delete; afterwards the group is looked at anew, whatever became of it.
 _OPERATION_S: Final = 600.0
@@ -213,7 +212,7 @@ class AciTarget:
 
         try:
             logs = client.containers.list_logs(
-                self._place.resource_group, self._name(label), _CONTAINER, tail=_LOG_LINES
+                self._place.resource_group, self._name(label), _CONTAINER, tail=LOG_LINES
             )
         except HttpResponseError:  # there are none before it has started
             return "(no log)"

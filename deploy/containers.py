@@ -18,17 +18,14 @@ from deploy.image.layer import DIGEST_LABEL, MODEL_LABEL, PORT, VERSION_LABEL, B
 from deploy.image.registry import Registry
 from deploy.process import free_port
 from deploy.rollout import is_itself
-from deploy.target import Deployment, DeploymentSpec, label
+from deploy.target import LOG_LINES, LOOPBACK, PORT_ATTEMPTS, Deployment, DeploymentSpec, label
 from schemas.errors import Reject, Retry
 
 log = structlog.get_logger()
 
 SCOPE_LABEL: Final = "io.driftloop.stack"
 IMAGE_LABEL: Final = "io.driftloop.image"
-_HOST: Final = "127.0.0.1"
-_LOG_LINES: Final = 15
 _PROCESSES: Final = 128
-_ATTEMPTS: Final = 5
 
 
 class DockerTarget:
@@ -110,7 +107,7 @@ class DockerTarget:
             state = container.attrs["State"]
             if state["Running"]:
                 return None
-            said = container.logs(tail=_LOG_LINES).decode(errors="replace")[-800:]
+            said = container.logs(tail=LOG_LINES).decode(errors="replace")[-800:]
             code = int(state["ExitCode"])
             if state["OOMKilled"]:
                 return Reject(
@@ -169,7 +166,7 @@ class DockerTarget:
         """A new container. Another program may take its port first; then it gets another one."""
         import docker.errors
 
-        for _ in range(_ATTEMPTS):
+        for _ in range(PORT_ATTEMPTS):
             container = self._engine.containers.create(
                 image,
                 name=self._name(spec.label),
@@ -181,7 +178,7 @@ class DockerTarget:
                     IMAGE_LABEL: image,
                     "io.driftloop.managed-by": "driftloop",
                 },
-                ports={f"{PORT}/tcp": (_HOST, self._choose_port())},
+                ports={f"{PORT}/tcp": (LOOPBACK, self._choose_port())},
                 read_only=True,
                 tmpfs={"/tmp": "size=64m,mode=1777,noexec,nosuid,nodev"},  # noqa: S108  inside the container
                 cap_drop=["ALL"],
@@ -203,7 +200,7 @@ class DockerTarget:
             container.reload()
             log.info("container.started", deployment=spec.label, id=container.short_id, image=image)
             return self._deployment(container)
-        raise Retry(f"{spec.label}: {_ATTEMPTS} ports in a row were taken by other programs")
+        raise Retry(f"{spec.label}: {PORT_ATTEMPTS} ports in a row were taken by other programs")
 
     def _remove(self, container: Any) -> None:
         import docker.errors

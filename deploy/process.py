@@ -27,16 +27,13 @@ from deploy.local import home as homes
 from deploy.local import orphans, ports
 from deploy.local.programs import MARK, NAME_MARK, SERVING_MARK
 from deploy.rollout import is_itself
-from deploy.target import Deployment, DeploymentSpec, label
+from deploy.target import LOG_LINES, LOOPBACK, PORT_ATTEMPTS, Deployment, DeploymentSpec, label
 from schemas.errors import Reject, Retry
 
 log = structlog.get_logger()
 
 PORT_MARK: Final = "DRIFTLOOP_SERVING_PORT"
 DIGEST_MARK: Final = "DRIFTLOOP_SERVING_DIGEST"
-_HOST: Final = "127.0.0.1"
-_ATTEMPTS: Final = 5
-_LOG_LINES: Final = 15
 
 
 class State(msgspec.Struct, frozen=True):
@@ -186,13 +183,13 @@ class ProcessTarget:
                 lines = file.read().decode(errors="replace").splitlines()
         except OSError:
             return "(no log)"
-        return "\n".join(lines[-_LOG_LINES:])[-800:]
+        return "\n".join(lines[-LOG_LINES:])[-800:]
 
     # -- one version's process ------------------------------------------------------------------------------------
 
     def _start(self, spec: DeploymentSpec) -> Deployment:
         """A new process that listens. Another program may take its port first; then it gets another one."""
-        for _ in range(_ATTEMPTS):
+        for _ in range(PORT_ATTEMPTS):
             state = self._spawn(spec, self._choose_port())
             deployment = self._deployment(state)
             self._keep(state)
@@ -205,7 +202,7 @@ class ProcessTarget:
             if ports.is_free(state.port) and "address already in use" not in self._last_lines(spec.label):
                 raise ended
             log.warning("process.port-taken", deployment=spec.label, port=state.port)
-        raise Retry(f"{spec.label}: {_ATTEMPTS} ports in a row were taken by other programs")
+        raise Retry(f"{spec.label}: {PORT_ATTEMPTS} ports in a row were taken by other programs")
 
     def _spawn(self, spec: DeploymentSpec, port: int) -> State:
         environment = os.environ | {
@@ -230,7 +227,7 @@ class ProcessTarget:
 
     @staticmethod
     def _state(model: str, version: str, digest: str, port: int, process: psutil.Process) -> State:
-        endpoint = f"http://{_HOST}:{port}"
+        endpoint = f"http://{LOOPBACK}:{port}"
         return State(model, version, digest, port, endpoint, process.pid, process.create_time())
 
     def _deployment(self, state: State) -> Deployment:

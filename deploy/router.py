@@ -6,7 +6,9 @@ connection, and a request that meets a stopped upstream can be sent again to its
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,14 @@ VERSION_HEADER: Final = "x-driftloop-version"
 # A little above the endpoint's own cap, so that its answer is the one that a client sees.
 MAX_BODY_BYTES: Final = 1024 * 1024 + 64 * 1024
 CONNECT_SECONDS: Final = 5.0
+# A version whose machine is busy, or that is just being replaced, is asked again for so long.
+PATIENCE_SECONDS: Final = 10.0
+# More requests than these would only wait longer than their clients do; each holds up to a body of the cap.
+MAX_HELD: Final = 500
+_CONNECTIONS: Final = 100
+_BACKLOG: Final = 1024
+_FIRST_PAUSE_S: Final = 0.05
+_LONGEST_PAUSE_S: Final = 1.0
 SILENCE_SECONDS: Final = 60.0
 # Below the 5 s after which uvicorn closes an idle connection, so that it is never the upstream that closes first.
 KEEP_ALIVE_SECONDS: Final = 3.0
@@ -61,10 +71,15 @@ class Router:
     """One route, kept in a file; `switch` moves all requests that begin after it.
 
     remembered: the file with the last route, so that a restarted router needs nobody to tell it.
+    patience: seconds for which a version that cannot be asked is asked again. held: requests that one version may have
+    before it; the next are answered with 503 at once.
     """
 
-    def __init__(self, remembered: Path) -> None:
+    def __init__(self, remembered: Path, *, patience: float = PATIENCE_SECONDS, held: int = MAX_HELD) -> None:
         self._remembered = remembered
+        self._patience = patience
+        self._most = held
+        self._held: Counter[Route] = Counter()
         self._route = _read(remembered)
         self._pooled: aiohttp.ClientSession | None = None
         self._fresh: aiohttp.ClientSession | None = None
@@ -102,9 +117,10 @@ class Router:
         return app
 
     async def _sessions(self, _: web.Application) -> AsyncIterator[None]:
-        pooled = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS)
-        fresh = aiohttp.TCPConnector(limit=0, force_close=True)
-        async with _session(pooled) as self._pooled, _session(fresh) as self._fresh:
+        # By version, so that one that is slow keeps none from its successor.
+        pooled = aiohttp.TCPConnector(limit=0, limit_per_host=_CONNECTIONS, keepalive_timeout=KEEP_ALIVE_SECONDS)
+        fresh = aiohttp.TCPConnector(limit=0, limit_per_host=_CONNECTIONS, force_close=True)
+        async with _session(pooled, self._patience) as self._pooled, _session(fresh, self._patience) as self._fresh:
             yield
 
     async def _live(self, _: web.Request) -> web.Response:
@@ -122,32 +138,63 @@ class Router:
         body = await _body(request)
         if body is None:
             return _problem(413, f"the body may have {MAX_BODY_BYTES} bytes", {"Connection": "close"})
-        # A pooled connection may be one that the upstream has just closed; the second try asks on a new one, and
-        # asks whoever serves by then. Scoring changes nothing, so asking twice is safe.
-        for session in (self._pooled, self._fresh):
-            assert session is not None
-            route = self._route
-            if route.endpoint is None:
-                return _problem(503, "no model is deployed yet")
+        deadline = asyncio.get_running_loop().time() + self._patience
+        pause, cut = 0.0, False
+        while (route := self._route).endpoint is not None:
+            if self._held[route] >= self._most:
+                said = f"version {route.version} has {self._most} requests before this one"
+                return _problem(503, said, {"Retry-After": "1"} | _named(route))
+            self._held[route] += 1
             try:
+                # A pooled connection may be one that the upstream has just closed: the second try is made on a new one.
+                session = self._fresh if pause else self._pooled
+                assert session is not None
                 upstream = await _ask(session, route.endpoint, request, body)
             except aiohttp.SocketTimeoutError:
                 return _problem(504, f"version {route.version} did not answer in time", _named(route))
             except aiohttp.ClientError as error:
                 log.warning("router.unreachable", endpoint=route.endpoint, version=route.version, error=repr(error))
+                # Scoring changes nothing, so asking twice is safe; but a request that breaks what it is sent to must
+                # not be sent for ever. One that found nobody to ask may be.
+                asked = not isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError)
+                if cut and asked:
+                    break
+                cut = cut or asked
+                if asyncio.get_running_loop().time() + pause > deadline:
+                    break
+                await asyncio.sleep(pause)
+                pause = min(max(_FIRST_PAUSE_S, 2 * pause), _LONGEST_PAUSE_S)
             else:
                 return await _relay(request, upstream, route)
-        return _problem(502, f"version {route.version} cannot be reached", _named(route))
+            finally:
+                self._held[route] -= 1
+                self._held += Counter()  # forgets versions without requests
+        if route.endpoint is None:
+            return _problem(503, "no model is deployed yet")
+        return _problem(502, f"version {route.version} cannot be reached", {"Retry-After": "1"} | _named(route))
 
 
-def _session(connector: aiohttp.TCPConnector) -> aiohttp.ClientSession:
-    """A client that changes nothing on the way: no cookies, no decompression, no headers of its own."""
+async def listen(application: web.Application, host: str, port: int) -> web.AppRunner:
+    """The app, listening; its addresses are the runner's. Raises OSError."""
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, host, port, backlog=_BACKLOG).start()
+    return runner
+
+
+def _session(connector: aiohttp.TCPConnector, patience: float) -> aiohttp.ClientSession:
+    """A client that changes nothing on the way: no cookies, no decompression, no headers of its own.
+
+    patience: seconds for which a request waits for a connection that others use.
+    """
     return aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=_ADDED_BY_CLIENT,
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS),
+        timeout=aiohttp.ClientTimeout(
+            total=None, connect=patience, sock_connect=CONNECT_SECONDS, sock_read=SILENCE_SECONDS
+        ),
     )
 
 

@@ -10,6 +10,12 @@ from typing import Final, Protocol
 
 from schemas.errors import Reject, Retry
 
+LOOPBACK: Final = "127.0.0.1"
+# Another program may take a port that was free a moment ago.
+PORT_ATTEMPTS: Final = 5
+# What is told of the log of a version that ended.
+LOG_LINES: Final = 15
+
 # They become parts of paths, process marks, image tags and DNS labels, and they come from an event.
 _MODEL: Final = re.compile(r"[a-z0-9-]{1,64}")
 _VERSION: Final = re.compile(r"[A-Za-z0-9._]{1,32}")

@@ -38,14 +38,15 @@ class SigningKey:
         return msgspec.structs.replace(registered, signature=signature, key_id=self.key_id)
 
 
-def check_signature(registered: ModelRegistered, trusted: Path) -> None:
-    """Returns if a key in the folder `trusted` has signed the event.
+def check_signature(registered: ModelRegistered, trusted: Path, own: SigningKey | None = None) -> None:
+    """Returns if a key in the folder `trusted`, or our own, has signed the event.
 
     Raises Reject: `unsigned`, `unknown-key` (not in the folder), `bad-signature` (of something else).
     """
     if registered.signature is None or registered.key_id is None:
         raise Reject("unsigned", f"version {registered.version} carries no signature")
-    key = _trusted(trusted).get(registered.key_id)
+    keys = _trusted(trusted) | ({} if own is None else {own.key_id: own.private.public_key()})
+    key = keys.get(registered.key_id)
     if key is None:
         shown = registered.key_id[:64]
         raise Reject("unknown-key", f"version {registered.version} is signed by {shown!r}, which is not in {trusted}")

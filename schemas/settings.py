@@ -55,6 +55,11 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("mlflow_tracking_uri", "MLFLOW_TRACKING_URI", "DRIFTLOOP_MLFLOW_TRACKING_URI"),
         description="your own MLflow server; unset: the embedded one",
     )
+    mlflow_public_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="MLflow's address for people who look at the page, where it is another one than for our processes",
+    )
 
     detector: Literal["raw", "per-feature", "confirmed"] = Field(
         "confirmed",

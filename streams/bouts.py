@@ -43,8 +43,10 @@ class Bout:
         """(20,) of the windows that count."""
         return self.total / self.count
 
-    def running(self, statistics: Floats, believed: Floats) -> tuple[Floats, Floats]:
+    def running(self, statistics: Floats, believed: Floats) -> tuple[Floats | list[Floats], Floats | list[Floats]]:
         """Total and believed after each of these further windows; added up in their order, whatever the chunks."""
+        if len(statistics) == 1:  # the usual case while a device is followed as it sends
+            return [self.total + statistics[0] if self.seen else self.total], [self.believed + believed[0]]
         if not self.seen:
             statistics = np.concatenate([np.zeros((1, COUNT)), statistics[1:]])
         totals = np.add.accumulate(np.concatenate([self.total[None], statistics]), axis=0)[1:]

@@ -8,12 +8,10 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from schemas.activity import ACTIVITIES
-from streams.windows import MAX_GAP_S, NO_LABEL, Floats, Ints, Windows
+from streams.windows import MAX_GAP_S, NO_LABEL, Floats, Windows
 
-Mask = NDArray[np.bool_]
 Source = Literal["auto", "label", "model"]
 
 NOT_JUDGED: Final = -2
@@ -26,36 +24,34 @@ class Conditioner:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.recent: Floats = np.empty((0, len(ACTIVITIES)))  # probabilities of the last windows
+        self.recent: list[list[float]] = []  # probabilities of the last windows
         self.last_end = -np.inf
         self.labelled = False
         self.unlabelled = 0  # windows in a row
 
-    def activities(self, windows: Windows, probabilities: Floats) -> tuple[Ints, Mask, Floats, list[bool]]:
-        """For n windows: codes (n,), NOT_JUDGED for a window of two activities or of an unknown one; whether a label
-        says so (n,); what is believed of each activity (n, 6); and whether time was lost before it, so that it begins a
-        new bout.
+    def activities(self, windows: Windows, probabilities: Floats) -> tuple[list[int], list[bool], Floats, list[bool]]:
+        """For n windows: codes, NOT_JUDGED for a window of two activities or of an unknown one; whether a label says
+        so; what is believed of each activity (n, 6); and whether time was lost before it, so that it begins a new bout.
+
+        Plain numbers: a device seldom has more than a few windows at a time, too few for arrays to pay.
         """
-        earlier = len(self.recent)
-        before = np.concatenate([[self.last_end], windows.end[:-1]])
-        gaps = (windows.start - before > MAX_GAP_S).tolist()
-        known = np.concatenate([self.recent, probabilities])
-        first = 0
-        codes = np.empty(len(windows), np.int64)
-        for row, gap in enumerate(gaps):
-            if gap:
-                first = earlier + row
-            since = max(first, earlier + row - SMOOTHED_WINDOWS + 1)
-            total = known[since : earlier + row + 1].sum(0)
-            codes[row] = total.argmax() if total.any() else NOT_JUDGED  # without a profile nothing is believed
-        self.recent = known[max(first, len(known) - SMOOTHED_WINDOWS + 1) :].copy()
-        self.last_end = float(windows.end[-1])
-        if self.source == "model" or (
-            self.source == "auto" and not self.labelled and (windows.labels == NO_LABEL).all()
-        ):
-            return codes, np.zeros(len(windows), np.bool_), probabilities, gaps
+        codes, gaps = [], []
+        for start, end, known in zip(windows.start.tolist(), windows.end.tolist(), probabilities.tolist(), strict=True):
+            gap = start - self.last_end > MAX_GAP_S
+            self.last_end = end
+            self.recent = [known] if gap else [*self.recent[1 - SMOOTHED_WINDOWS :], known]
+            total = self.recent[0]
+            for other in self.recent[1:]:
+                total = [one + more for one, more in zip(total, other, strict=True)]
+            most = max(total)
+            codes.append(total.index(most) if most else NOT_JUDGED)  # without a profile nothing is believed
+            gaps.append(gap)
+        labels = windows.labels.tolist()
+        known_labels = [label != NO_LABEL for label in labels]
+        if self.source == "model" or (self.source == "auto" and not self.labelled and not any(known_labels)):
+            return codes, [False] * len(codes), probabilities, gaps
         believed = probabilities.copy()
-        for row, label in enumerate(windows.labels.tolist()):
+        for row, label in enumerate(labels):
             self.unlabelled = self.unlabelled + 1 if label == NO_LABEL else 0
             # A window without a label among labelled ones holds two. A device that goes on without is asked otherwise.
             self.labelled = label != NO_LABEL or (self.labelled and self.unlabelled <= UNLABELLED_WINDOWS)
@@ -65,12 +61,12 @@ class Conditioner:
                 believed[row, label] = 1.0
             elif self.labelled or self.source == "label":
                 codes[row] = NOT_JUDGED
-        return codes, windows.labels != NO_LABEL, believed, gaps
+        return codes, known_labels, believed, gaps
 
     def dump(self) -> Any:
         """State as plain values."""
         return [
-            self.recent.tobytes(),
+            np.array(self.recent[1 - SMOOTHED_WINDOWS :]).tobytes(),
             self.last_end if np.isfinite(self.last_end) else None,
             self.labelled,
             self.unlabelled,
@@ -79,5 +75,5 @@ class Conditioner:
     def load(self, state: Any) -> None:
         """Continue from a dumped state."""
         recent, last_end, self.labelled, self.unlabelled = state
-        self.recent = np.frombuffer(recent).reshape(-1, len(ACTIVITIES))
+        self.recent = np.frombuffer(recent).reshape(-1, len(ACTIVITIES)).tolist()
         self.last_end = -np.inf if last_end is None else last_end

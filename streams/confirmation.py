@@ -92,20 +92,24 @@ class _Alternative:
     def __init__(self, columns: Ints, shape: Floats, expected: Expected, shrink: float, clip: float) -> None:
         grid = np.ix_(columns, columns)
         between = expected.between[grid]
-        self.columns, self.shape, self.clip = columns, shape, clip
+        self.columns, self.clip = columns, clip
         self.fixed = (1 - shrink) * between
         self.fixed[np.diag_indices(len(columns))] += shrink * np.diagonal(between) + expected.unsure[columns] + 1e-6
         self.of_windows = 2 * expected.within[grid]
+        self.shape = shape
+        # Axes on which both covariances are diagonal, so that no bout, of however many windows, needs an inverse.
+        root = np.linalg.inv(np.linalg.cholesky(self.fixed))
+        self._powers, axes = np.linalg.eigh(root @ self.of_windows @ root.T)
+        self._axes = root.T @ axes
+        self._along = self._axes.T @ shape
 
     def weigh(self, away: Floats, windows: int, factor: float) -> tuple[Floats, Floats]:
         """Numerator wHᵀPd (q,) and information HᵀPH (q, q) of a generalised likelihood ratio."""
-        moved = away[self.columns]
-        both = np.empty((len(moved), self.shape.shape[1] + 1))
-        both[:, :-1], both[:, -1] = self.shape, moved
-        solved = np.linalg.solve(factor * (self.fixed + self.of_windows / windows), both)
-        weight = min(1.0, (self.clip / max(float(moved @ solved[:, -1]), 1e-9)) ** 0.5)
-        products = self.shape.T @ solved
-        return weight * products[:, -1], products[:, :-1]
+        precision = 1.0 / (factor * (1.0 + self._powers / windows))
+        moved = away[self.columns] @ self._axes
+        weighed = precision * moved
+        weight = min(1.0, (self.clip / max(float(moved @ weighed), 1e-9)) ** 0.5)
+        return weight * (weighed @ self._along), (self._along.T * precision) @ self._along
 
 
 class Expected:
@@ -120,6 +124,11 @@ class Expected:
         self.between_variance = (np.diagonal(between) + unsure)[:TESTED]
         self.within_variance = np.diagonal(within)[:TESTED]
         self.window_sd = np.sqrt(self.between_variance + self.within_variance)
+
+    @cached_property
+    def numbers(self) -> list[tuple[float, float]]:
+        """Centre and window_sd of the TESTED statistics."""
+        return list(zip(self.centre[:TESTED].tolist(), self.window_sd.tolist(), strict=True))
 
     @cached_property
     def gain(self) -> _Alternative:
@@ -213,8 +222,11 @@ def judge(found: Sequence[Evidence], activities: Ints, since: Mapping[int, int],
     counts = np.arange(2, len(found) + 1)
     scores = np.add.accumulate([item.scores for item in found])[1:]
     size = np.abs(scores) / np.sqrt(counts)[:, None]
+    over = set(np.flatnonzero(size.max(0) > policy.thresholds).tolist())
     columns: dict[int, int] = {}
     for column, most in {**since, RATIO: len(found)}.items():
+        if column not in over:
+            continue
         for row in _clearest(size[: max(most - 1, 0), column], policy.thresholds[column]):
             own = [float(item.scores[column]) for item in found[: row + 2]]
             if _agree(own, activities[: row + 2], policy.without_statistic):

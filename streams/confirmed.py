@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -104,10 +105,11 @@ class ConfirmedDetector:
 
     def __init__(self, kind: Confirmed) -> None:
         self.kind = kind
-        self.config = f"confirmed/3/{kind.name}/{kind.source}/{kind.calibration_windows}"
+        self.config = f"confirmed/4/{kind.name}/{kind.source}/{kind.calibration_windows}"
         self.profile = kind.profile
         self.index = -1  # of the last window
         self.last_alarm: float | None = None
+        self.epoch: int | None = None  # the record since which it is calibrated, and judged
         self.quality = Quality()
         self.conditioner = Conditioner(kind.source)
         self._begin()
@@ -144,11 +146,15 @@ class ConfirmedDetector:
         if not len(windows):
             return found
         assert windows.measures is not None
+        if self.epoch is None:
+            self.epoch = int(windows.first_offset[0])
         codes, labelled, believed, gaps = self.conditioner.activities(windows, windows.measures[:, WIDTH:])
         frozen = None
-        if broken.any():
+        if broken is not None and broken.any():
             frozen = (broken @ DEPENDS.T) > 0
-            codes = np.where(broken.any(1) & ~labelled, NOT_JUDGED, codes)  # its activity is not to be trusted either
+            # Its activity is not to be trusted either, unless a label says so.
+            judged = (~broken.any(1) | np.array(labelled)).tolist()
+            codes = [code if sure else NOT_JUDGED for code, sure in zip(codes, judged, strict=True)]
         at: int = 0
         changes: list[Change] = []
         while at < len(codes):
@@ -168,7 +174,7 @@ class ConfirmedDetector:
                 continue
             while at < end:
                 at = self._advance(
-                    windows, believed, None if frozen is None else frozen[at], int(codes[at]), at, end, changes
+                    windows, believed, None if frozen is None else frozen[at], codes[at], at, end, changes
                 )
         found += changes
         return sorted(found, key=lambda item: item.offset) if faults and changes else found
@@ -195,7 +201,7 @@ class ConfirmedDetector:
         rows = slice(at, end)
         statistics = windows.measures[rows, :COUNT]
         if frozen is not None:
-            bout.frozen |= frozen
+            bout.frozen = bout.frozen | frozen
         totals, beliefs = bout.running(statistics, believed[rows])
         first, seen, count = self.index + 1, bout.seen, end - at
         if self.calibrated < self.kind.calibration_windows:
@@ -221,7 +227,7 @@ class ConfirmedDetector:
             if alarm:
                 changes += alarm
                 self.index = first + number
-                self.last_alarm = ts
+                self.last_alarm, self.epoch = ts, alarm[0].offset
                 self._begin()
                 return at + number + 1
         bout.reach(seen + count, totals[-1], beliefs[-1])
@@ -239,6 +245,8 @@ class ConfirmedDetector:
         """Feed the ADWINs; by window, the columns that it flags, with the window since when."""
         assert windows.measures is not None
         flagged: dict[int, list[tuple[int, int]]] = {}
+        if rows.stop - rows.start == 1:
+            return self._update_one(windows, expected, frozen, activity, rows.start)
         columns: list[tuple[int, Floats]] = []
         if expected is not None:
             residuals = (windows.measures[rows, :TESTED] - expected.centre[:TESTED]) / expected.window_sd
@@ -258,11 +266,37 @@ class ConfirmedDetector:
             length = len(series)
             while True in map(self.adwins[column].update, left):
                 number = length - left.__length_hint__() - 1
-                adwin, self.adwins[column] = self.adwins[column], _adwin(column)
-                # ADWIN looks every other value and cuts between buckets: it is up to three windows late.
-                start = max(self.since, self.index + 1 + number - int(adwin.get_width()) + 1 - 3)
-                flagged.setdefault(number, []).append((column, start))
+                flagged.setdefault(number, []).append((column, self._flag(column, number)))
         return flagged
+
+    def _update_one(
+        self, windows: Windows, expected: Expected | None, frozen: Mask | None, activity: int, row: int
+    ) -> dict[int, list[tuple[int, int]]]:
+        """The same for one window, as mostly comes: with plain numbers, in a fraction of the time."""
+        assert windows.measures is not None
+        measures, adwins = windows.measures[row].tolist(), self.adwins
+        flagged = []
+        if expected is not None:
+            for column, (centre, sd) in enumerate(expected.numbers):
+                if frozen is not None and frozen[column]:
+                    continue
+                residual = (measures[column] - centre) / sd
+                if adwins[column].update(max(-RESIDUAL_CLIP, min(residual, RESIDUAL_CLIP))):
+                    flagged.append((column, self._flag(column, 0)))
+        if self.kind.classifier is not None:
+            probabilities = measures[WIDTH:]
+            most = max(probabilities)
+            if adwins[CONFIDENCE].update(most):
+                flagged.append((CONFIDENCE, self._flag(CONFIDENCE, 0)))
+            if windows.labels[row] == activity and adwins[ERROR].update(float(probabilities.index(most) != activity)):
+                flagged.append((ERROR, self._flag(ERROR, 0)))
+        return {0: flagged} if flagged else {}
+
+    def _flag(self, column: int, number: int) -> int:
+        """An ADWIN that has fired begins anew; the window, of all, since which the mean has been another."""
+        adwin, self.adwins[column] = self.adwins[column], _adwin(column)
+        # ADWIN looks every other value and cuts between buckets: it is up to three windows late.
+        return max(self.since, self.index + 1 + number - int(adwin.get_width()) + 1 - 3)
 
     def _forget_old(self, ts: float) -> None:
         if self.last_alarm is not None and ts - self.last_alarm < COOLDOWN_S:
@@ -312,7 +346,8 @@ class ConfirmedDetector:
         if verdict is None:
             return []
         hurts = CONFIDENCE in self.candidates or ERROR in self.candidates
-        return changes_of(verdict, found[: verdict.bouts], ts, offset, hurts=hurts)
+        alarm = changes_of(verdict, found[: verdict.bouts], ts, offset, hurts=hurts)
+        return [replace(change, epoch=self.epoch) for change in alarm]
 
     def _evidence(self, bout: Bout) -> Evidence | None:
         """What a bout says, on the doubt that it may show another activity: the one that makes it least surprising."""
@@ -330,6 +365,7 @@ class ConfirmedDetector:
             self.profile,
             self.index,
             self.last_alarm,
+            self.epoch,
             self.calibrated,
             self.since,
             self.quality.dump(),
@@ -342,8 +378,8 @@ class ConfirmedDetector:
 
     def load(self, state: Any) -> None:
         """Continue from a dumped state."""
-        (self.profile, self.index, self.last_alarm, self.calibrated, self.since) = state[:5]
-        quality, conditioner, calibration, bouts, candidates, adwins = state[5:]
+        (self.profile, self.index, self.last_alarm, self.epoch, self.calibrated, self.since) = state[:6]
+        quality, conditioner, calibration, bouts, candidates, adwins = state[6:]
         self.quality.load(quality)
         self.conditioner.load(conditioner)
         self.calibration.load(calibration)

@@ -55,13 +55,15 @@ class DeviceStatistics:
         if not rows:
             return None
         self._shown[device] = last
-        chosen = windows.chosen(np.asarray(rows[-MOST_AT_ONCE:], np.int64))
+        chosen = np.asarray(rows[-MOST_AT_ONCE:], np.int64)
+        # Whatever a detector measures of windows, these come first.
+        measured = statistics(windows.values[chosen]) if windows.measures is None else windows.measures[chosen]
         return WindowStatistics(
             device=device,
             statistics=NAMES,
-            ends=chosen.end.tolist(),
-            values=np.round(statistics(chosen.values), 4).tolist(),
-            activities=[None if code == NO_LABEL else ACTIVITIES[code] for code in chosen.labels.tolist()],
+            ends=windows.end[chosen].tolist(),
+            values=np.round(measured[:, : len(STATISTICS)], 4).tolist(),
+            activities=[None if code == NO_LABEL else ACTIVITIES[code] for code in windows.labels[chosen].tolist()],
         )
 
     def _has_place(self, device: str, ts: float) -> bool:

@@ -21,7 +21,8 @@ class Change:
     before, after: means of the statistic, in its unit; effect: their distance in reference standard deviations.
     ts, change_ts: event time of the alarm and of the change; offset, change_offset: the records that carried them.
     estimate: what the test estimates, by name. breadth: statistics that moved with it. hurts: the model's confidence
-    fell, or its errors rose, at the same time.
+    fell, or its errors rose, at the same time. epoch: the record since which the device was last learned anew, where a
+    detector makes one alarm of all that comes until it is again.
     """
 
     feature: str
@@ -38,6 +39,7 @@ class Change:
     estimate: dict[str, float] | None = None
     breadth: int = 1
     hurts: bool = False
+    epoch: int | None = None
 
     @property
     def direction(self) -> Direction:

@@ -11,7 +11,7 @@ gives a finite number. Accelerations are in g, rates in rad/s, frequencies in Hz
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
@@ -45,7 +45,7 @@ _BANDS: Final = tuple(f"band_{low}_{min(high, 25.0)}" for low, high in pairwise(
 # Fewer products enter an autocorrelation at a longer lag.
 _UNBIASED: Final = WINDOW / (WINDOW - np.arange(STRIDE_LAGS.stop))
 # So many windows stay in a core's cache together; it also bounds the memory of a training.
-_BLOCK: Final = 256
+_BLOCK: Final = 128
 
 
 def features(values: Floats, names: Sequence[str] | None = None) -> Floats:
@@ -56,55 +56,60 @@ def features(values: Floats, names: Sequence[str] | None = None) -> Floats:
     gate, and the same however many windows are computed at once. Raises KeyError for a name that is no feature.
     """
     wanted = FEATURES if names is None else tuple(names)
-    groups: list[Callable[[Floats], Columns]] = [_without_rotation]
-    if not set(wanted) <= set(FEATURES_WITHOUT_ROTATION):
-        groups.append(_with_rotation)
+    turning = not set(wanted) <= set(FEATURES_WITHOUT_ROTATION)
     table = np.empty((len(values), len(wanted)))
     for begin in range(0, len(values), _BLOCK):
         rows = slice(begin, begin + _BLOCK)
-        signals = np.ascontiguousarray(values[rows].transpose(0, 2, 1))
-        columns = {name: column for group in groups for name, column in group(signals).items()}
+        columns = _columns(np.ascontiguousarray(values[rows].transpose(0, 2, 1)), turning=turning)
         for index, name in enumerate(wanted):
             table[rows, index] = columns[name]
     return table
 
 
-def _without_rotation(signals: Floats) -> Columns:
-    """Features of attitude, gravity and userAcceleration. signals: (n, 12, 128)."""
-    acceleration, gravity = signals[:, ACCELERATION], signals[:, GRAVITY]
-    length, vertical, horizontal = _along_gravity(acceleration, gravity)
-    return {
-        **_gravity_statistics(gravity),
-        **_acceleration_statistics(acceleration),
+def _columns(signals: Floats, *, turning: bool) -> Columns:
+    """All features of (n, 12, 128) signals; turning: with those that need rotationRate.
+
+    What is done to several signals is done to all of them in one call: numpy costs more for a call than for a window.
+    """
+    sensors = signals[:, ROTATION.start if turning else ACCELERATION.start : ACCELERATION.stop]
+    means = signals.mean(-1)
+    centred, variances = _centred(signals[:, GRAVITY.start :], means[:, GRAVITY.start :])
+    covariance = _covariances(centred[:, 3 if turning else 6 :])
+    spread = 0.5 * np.log(np.linalg.eigvalsh(covariance + COVARIANCE_FLOOR**2 * np.eye(3)))
+    length, vertical, horizontal = _along_gravity(sensors.reshape(len(signals), -1, 3, WINDOW), signals[:, GRAVITY])
+    # The accelerometer's length, vertical and horizontal part, and the gyroscope's.
+    parts = [
+        length[:, -1],
+        vertical[:, -1],
+        horizontal[:, -1],
+        *((length[:, 0], vertical[:, 0], horizontal[:, 0]) * turning),
+    ]
+    shapes = _Shapes(np.stack(parts, 1))
+    columns = {
+        **_gravity_statistics(means[:, GRAVITY], variances[:, :3]),
+        **_acceleration_statistics(means[:, ACCELERATION], centred[:, 6:], variances[:, 6:], spread[:, -1]),
         **_yaw_statistics(signals[:, ATTITUDE][:, 2]),
-        **_acceleration_shape(length, vertical, horizontal),
-        **_jerk_statistics(acceleration, vertical),
-        **_spectrum("|userAcceleration|", length, ACCELERATION_FLOOR_G),
-        **_spectrum("userAcceleration.vertical", vertical, ACCELERATION_FLOOR_G),
+        **_acceleration_shape(shapes),
+        **_jerk_statistics(signals[:, ACCELERATION], vertical[:, -1]),
     }
-
-
-def _with_rotation(signals: Floats) -> Columns:
-    """Features that need rotationRate. signals: (n, 12, 128)."""
-    acceleration, gravity, rate = signals[:, ACCELERATION], signals[:, GRAVITY], signals[:, ROTATION]
-    rate_length, rate_vertical, rate_horizontal = _along_gravity(rate, gravity)
-    length, vertical, _ = _along_gravity(acceleration, gravity)
-    return {
-        **_rate_statistics(rate, acceleration),
-        **_rate_shape(rate_length, rate_vertical, rate_horizontal),
-        "|userAcceleration|.correlation.|rotationRate|": _correlation(length, rate_length),
-        "userAcceleration.vertical.correlation.|rotationRate|": _correlation(vertical, rate_length),
-        **_spectrum("|rotationRate|", rate_length, RATE_FLOOR_RAD_S),
-    }
+    spectra = _spectra(_RHYTHMS if turning else _RHYTHMS[:2], shapes)
+    columns |= spectra[0] | spectra[1]
+    if turning:
+        columns |= {
+            **_rate_statistics(means[:, ROTATION], variances[:, 3:6], variances[:, 6:], covariance[:, 0], spread[:, 0]),
+            **_rate_shape(shapes),
+            "|userAcceleration|.correlation.|rotationRate|": shapes.correlation(LENGTH, RATE_LENGTH),
+            "userAcceleration.vertical.correlation.|rotationRate|": shapes.correlation(VERTICAL, RATE_LENGTH),
+            **spectra[2],
+        }
+    return columns
 
 
 # Statistics of the axes
 
 
-def _gravity_statistics(gravity: Floats) -> Columns:
-    """Posture and how much it moves. gravity: (n, 3, 128)."""
-    means = gravity.mean(-1)
-    variances = _centred(gravity, means)[1]
+def _gravity_statistics(means: Floats, variances: Floats) -> Columns:
+    """Posture and how much it moves. means, variances: (n, 3)."""
     return {
         **_per_axis("gravity.{}.mean", means),
         **_per_axis("gravity.{}.log_sd", _log(np.sqrt(variances))),
@@ -112,14 +117,12 @@ def _gravity_statistics(gravity: Floats) -> Columns:
     }
 
 
-def _acceleration_statistics(acceleration: Floats) -> Columns:
-    """Level, strength, direction and rhythm of each axis. acceleration: (n, 3, 128)."""
-    means = acceleration.mean(-1)
-    centred, variances = _centred(acceleration, means)
+def _acceleration_statistics(means: Floats, centred: Floats, variances: Floats, spread: Floats) -> Columns:
+    """Level, strength, direction and rhythm of each axis. centred: (n, 3, 128); the others: (n, 3)."""
     columns = {
         **_per_axis("userAcceleration.{}.mean", means),
         **_per_axis("userAcceleration.{}.log_sd", _log(np.sqrt(variances))),
-        **_principal("userAcceleration", _covariance(centred)),
+        **_principal("userAcceleration", spread),
     }
     for lag in STEP_LAGS[1:]:
         products = (centred[..., lag:] * centred[..., :-lag]).mean(-1)
@@ -134,23 +137,21 @@ def _yaw_statistics(yaw: Floats) -> Columns:
     return {"attitude.yaw_rate.log_sd": _log(_sd(rate), RATE_FLOOR_RAD_S)}
 
 
-def _rate_statistics(rate: Floats, acceleration: Floats) -> Columns:
-    """Level, strength and coupling of the gyroscope's axes. rate: (n, 3, 128) rad/s.
+def _rate_statistics(
+    means: Floats, variances: Floats, acceleration_variances: Floats, covariance: Floats, spread: Floats
+) -> Columns:
+    """Level, strength and coupling of the gyroscope's axes, in rad/s. covariance: (n, 3, 3); the others: (n, 3).
 
     The ratio of acceleration to rotation tells a change of the accelerometer's gain from a livelier person.
     """
-    means = rate.mean(-1)
-    centred, variances = _centred(rate, means)
-    covariance = _covariance(centred)
     sd = np.sqrt(variances)
     strength = 0.5 * np.log(variances.mean(-1) + RATE_FLOOR_RAD_S**2)
-    acceleration_variances = _centred(acceleration, acceleration.mean(-1))[1]
     acceleration_strength = 0.5 * np.log(acceleration_variances.mean(-1) + ACCELERATION_FLOOR_G**2)
     return {
         **_per_axis("rotationRate.{}.mean", means),
         **_per_axis("rotationRate.{}.log_sd", 0.5 * np.log(variances + RATE_FLOOR_RAD_S**2)),
         "userAcceleration.log_ratio.rotationRate": acceleration_strength - strength,
-        **_principal("rotationRate", covariance),
+        **_principal("rotationRate", spread),
         **{
             f"rotationRate.{AXES[i]}.correlation.{AXES[j]}": covariance[:, i, j]
             / (sd[:, i] * sd[:, j] + RATE_FLOOR_RAD_S**2)
@@ -162,54 +163,74 @@ def _rate_statistics(rate: Floats, acceleration: Floats) -> Columns:
 # Magnitude, vertical and horizontal: what stays the same when the phone is turned in the pocket
 
 
-def _along_gravity(vector: Floats, gravity: Floats) -> tuple[Floats, Floats, Floats]:
-    """Length, signed part along gravity and length of the rest of (n, 3, 128) vectors, each (n, 128)."""
+def _along_gravity(vectors: Floats, gravity: Floats) -> tuple[Floats, Floats, Floats]:
+    """Length, signed part along gravity (n, 3, 128) and length of the rest of (n, q, 3, 128) vectors: (n, q, 128)."""
     down = gravity / (np.sqrt((gravity * gravity).sum(1, keepdims=True)) + ENERGY_FLOOR)
-    squared = (vector * vector).sum(1)
-    vertical = (vector * down).sum(1)
-    return np.sqrt(squared), vertical, np.sqrt(np.maximum(squared - vertical**2, 0))
+    squared = (vectors * vectors).sum(2)
+    vertical = (vectors * down[:, None]).sum(2)
+    return np.sqrt(squared), vertical, np.sqrt(np.maximum(squared - vertical * vertical, 0))
 
 
-def _acceleration_shape(length: Floats, vertical: Floats, horizontal: Floats) -> Columns:
-    """How strong the movement is, how much of it is vertical, and the shape of the vertical part; (n, 128) in g."""
-    centred, variance = _centred(vertical, vertical.mean(-1))
-    sd = np.sqrt(variance)
+LENGTH, VERTICAL, HORIZONTAL, RATE_LENGTH, RATE_VERTICAL, RATE_HORIZONTAL = range(6)
+
+
+class _Shapes:
+    """(n, 3 or 6, 128) lengths and parts along and across gravity, their means, and what is left without them."""
+
+    def __init__(self, signals: Floats) -> None:
+        self.means = signals.mean(-1)
+        self.centred, self.variances = _centred(signals, self.means)
+        self.sd = np.sqrt(self.variances)
+
+    def correlation(self, one: int, other: int) -> Floats:
+        """(n,) of two of the signals, 0 where either rests."""
+        products = (self.centred[:, one] * self.centred[:, other]).mean(-1)
+        correlation: Floats = products / (np.sqrt(self.variances[:, one] * self.variances[:, other]) + 1e-4)
+        return correlation
+
+
+def _acceleration_shape(shapes: _Shapes) -> Columns:
+    """How strong the movement is, how much of it is vertical, and the shape of the vertical part, in g."""
+    centred, sd = shapes.centred[:, VERTICAL], shapes.sd[:, VERTICAL]
     squares = centred * centred
     crossings = (centred[:, 1:] * centred[:, :-1] < 0).mean(-1)
+    log_means, log_sds = _log(shapes.means[:, (LENGTH, HORIZONTAL)]), _log(shapes.sd[:, :3])
     return {
-        "|userAcceleration|.log_mean": _log(length.mean(-1)),
-        "|userAcceleration|.log_sd": _log(_sd(length)),
-        "userAcceleration.vertical.mean": vertical.mean(-1),
-        "userAcceleration.vertical.log_sd": _log(sd),
+        "|userAcceleration|.log_mean": log_means[:, 0],
+        "|userAcceleration|.log_sd": log_sds[:, LENGTH],
+        "userAcceleration.vertical.mean": shapes.means[:, VERTICAL],
+        "userAcceleration.vertical.log_sd": log_sds[:, VERTICAL],
         "userAcceleration.vertical.skewness": (squares * centred).mean(-1) / (sd + 0.02) ** 3,
         "userAcceleration.vertical.kurtosis": (squares * squares).mean(-1) / (sd + 0.02) ** 4,
         "userAcceleration.vertical.zero_crossings": crossings,
-        "userAcceleration.horizontal.log_mean": _log(horizontal.mean(-1)),
-        "userAcceleration.horizontal.log_sd": _log(_sd(horizontal)),
-        "userAcceleration.vertical.log_ratio.horizontal": _log(sd) - _log(horizontal.mean(-1)),
-        "userAcceleration.vertical.correlation.horizontal": _correlation(vertical, horizontal),
+        "userAcceleration.horizontal.log_mean": log_means[:, 1],
+        "userAcceleration.horizontal.log_sd": log_sds[:, HORIZONTAL],
+        "userAcceleration.vertical.log_ratio.horizontal": log_sds[:, VERTICAL] - log_means[:, 1],
+        "userAcceleration.vertical.correlation.horizontal": shapes.correlation(VERTICAL, HORIZONTAL),
     }
 
 
 def _jerk_statistics(acceleration: Floats, vertical: Floats) -> Columns:
     """How hard the movement's impacts are. acceleration: (n, 3, 128) g, vertical: (n, 128) g; jerk in g/s."""
-    jerk = np.sqrt((np.diff(acceleration) ** 2).sum(1)) * SAMPLE_RATE_HZ
+    steps = np.diff(acceleration)
+    jerks = np.stack([np.sqrt((steps * steps).sum(1)), np.diff(vertical)], 1) * SAMPLE_RATE_HZ
+    sd = _sd(jerks)
     return {
-        "userAcceleration.|jerk|.log_mean": _log(jerk.mean(-1), JERK_FLOOR_G_S),
-        "userAcceleration.|jerk|.log_sd": _log(_sd(jerk), JERK_FLOOR_G_S),
-        "userAcceleration.|jerk|.log_max": _log(jerk.max(-1), JERK_FLOOR_G_S),
-        "userAcceleration.vertical.jerk.log_sd": _log(_sd(np.diff(vertical) * SAMPLE_RATE_HZ), JERK_FLOOR_G_S),
+        "userAcceleration.|jerk|.log_mean": _log(jerks[:, 0].mean(-1), JERK_FLOOR_G_S),
+        "userAcceleration.|jerk|.log_sd": _log(sd[:, 0], JERK_FLOOR_G_S),
+        "userAcceleration.|jerk|.log_max": _log(jerks[:, 0].max(-1), JERK_FLOOR_G_S),
+        "userAcceleration.vertical.jerk.log_sd": _log(sd[:, 1], JERK_FLOOR_G_S),
     }
 
 
-def _rate_shape(length: Floats, vertical: Floats, horizontal: Floats) -> Columns:
-    """How strong the turning is, and how much of it is about the vertical; (n, 128) in rad/s."""
-    turn = _log(_sd(vertical), RATE_FLOOR_RAD_S)
-    swing = _log(horizontal.mean(-1), RATE_FLOOR_RAD_S)
+def _rate_shape(shapes: _Shapes) -> Columns:
+    """How strong the turning is, and how much of it is about the vertical, in rad/s."""
+    turn = _log(shapes.sd[:, RATE_VERTICAL], RATE_FLOOR_RAD_S)
+    swing = _log(shapes.means[:, RATE_HORIZONTAL], RATE_FLOOR_RAD_S)
     return {
-        "|rotationRate|.log_mean": _log(length.mean(-1), RATE_FLOOR_RAD_S),
-        "|rotationRate|.log_sd": _log(_sd(length), RATE_FLOOR_RAD_S),
-        "rotationRate.vertical.mean": vertical.mean(-1),
+        "|rotationRate|.log_mean": _log(shapes.means[:, RATE_LENGTH], RATE_FLOOR_RAD_S),
+        "|rotationRate|.log_sd": _log(shapes.sd[:, RATE_LENGTH], RATE_FLOOR_RAD_S),
+        "rotationRate.vertical.mean": shapes.means[:, RATE_VERTICAL],
         "rotationRate.vertical.log_sd": turn,
         "rotationRate.horizontal.log_mean": swing,
         "rotationRate.vertical.log_ratio.horizontal": turn - swing,
@@ -218,32 +239,49 @@ def _rate_shape(length: Floats, vertical: Floats, horizontal: Floats) -> Columns
 
 # Spectra: the rhythm
 
+# Of which signal, and what its sensor shows at rest.
+_RHYTHMS: Final = (
+    ("|userAcceleration|", LENGTH, ACCELERATION_FLOOR_G),
+    ("userAcceleration.vertical", VERTICAL, ACCELERATION_FLOOR_G),
+    ("|rotationRate|", RATE_LENGTH, RATE_FLOOR_RAD_S),
+)
 
-def _spectrum(source: str, signal: Floats, floor: float) -> Columns:
-    """16 features of a signal's rhythm: band powers, the strongest frequency, autocorrelation. signal: (n, 128)."""
-    centred = _centred(signal, signal.mean(-1))[0]
-    power = np.abs(np.fft.rfft(centred * _HANN)) ** 2 / WINDOW
-    bands = 0.5 * np.log(np.add.reduceat(power, _BAND_STARTS, axis=-1) + floor**2)
-    gait = power[:, GAIT_BINS]
+
+def _spectra(rhythms: Sequence[tuple[str, int, float]], shapes: _Shapes) -> list[Columns]:
+    """For each signal 16 features of its rhythm: band powers, the strongest frequency, autocorrelation."""
+    centred = shapes.centred[:, [signal for _, signal, _ in rhythms]]
+    floors = np.array([floor * floor for _, _, floor in rhythms])
+    transformed = np.fft.rfft(centred * _HANN)
+    power = (transformed.real**2 + transformed.imag**2) / WINDOW
+    bands = 0.5 * np.log(np.add.reduceat(power, _BAND_STARTS, axis=-1) + floors[:, None])
+    gait = power[..., GAIT_BINS]
     share = gait / (gait.sum(-1, keepdims=True) + ENERGY_FLOOR)
+    dominant = _BIN_HZ[GAIT_BINS][gait.argmax(-1)]
+    entropy = -(share * np.log(share + ENERGY_FLOOR)).sum(-1)
+    peak = share.max(-1)
     correlation = _autocorrelation(centred)
-    stride = correlation[:, STRIDE_LAGS]
-    return {
-        **{f"{source}.{name}": bands[:, index] for index, name in enumerate(_BANDS)},
-        f"{source}.dominant_hz": _BIN_HZ[GAIT_BINS][gait.argmax(-1)],
-        f"{source}.spectral_entropy": -(share * np.log(share + ENERGY_FLOOR)).sum(-1),
-        f"{source}.peak_share": share.max(-1),
-        f"{source}.stride_autocorrelation": stride.max(-1),
-        f"{source}.stride_s": (stride.argmax(-1) + STRIDE_LAGS.start) / SAMPLE_RATE_HZ,
-        **{f"{source}.{_lag_name(lag)}": correlation[:, lag] for lag in STEP_LAGS},
-    }
+    stride = correlation[..., STRIDE_LAGS]
+    highest = stride.max(-1)
+    lag = (stride.argmax(-1) + STRIDE_LAGS.start) / SAMPLE_RATE_HZ
+    return [
+        {
+            **{f"{source}.{name}": bands[:, row, index] for index, name in enumerate(_BANDS)},
+            f"{source}.dominant_hz": dominant[:, row],
+            f"{source}.spectral_entropy": entropy[:, row],
+            f"{source}.peak_share": peak[:, row],
+            f"{source}.stride_autocorrelation": highest[:, row],
+            f"{source}.stride_s": lag[:, row],
+            **{f"{source}.{_lag_name(step)}": correlation[:, row, step] for step in STEP_LAGS},
+        }
+        for row, (source, _, _) in enumerate(rhythms)
+    ]
 
 
 def _autocorrelation(centred: Floats) -> Floats:
-    """(n, 76) unbiased autocorrelation of centred (n, 128) signals at lags 0 to 75, by Wiener-Khinchin."""
+    """(…, 76) unbiased autocorrelation of centred (…, 128) signals at lags 0 to 75, by Wiener-Khinchin."""
     spectrum = np.fft.rfft(centred, 2 * WINDOW)
-    products = np.fft.irfft(spectrum.real**2 + spectrum.imag**2)[:, : STRIDE_LAGS.stop]
-    correlation: Floats = products / (products[:, :1] + ENERGY_FLOOR) * _UNBIASED
+    products = np.fft.irfft(spectrum.real**2 + spectrum.imag**2)[..., : STRIDE_LAGS.stop]
+    correlation: Floats = products / (products[..., :1] + ENERGY_FLOOR) * _UNBIASED
     return correlation
 
 
@@ -271,23 +309,15 @@ def _log(quantity: Floats, floor: float = ACCELERATION_FLOOR_G) -> Floats:
     return logarithm
 
 
-def _correlation(one: Floats, other: Floats) -> Floats:
-    """(n,) correlation of two (n, 128) signals, 0 where either rests."""
-    first, first_variance = _centred(one, one.mean(-1))
-    second, second_variance = _centred(other, other.mean(-1))
-    correlation: Floats = (first * second).mean(-1) / (np.sqrt(first_variance * second_variance) + 1e-4)
-    return correlation
-
-
-def _covariance(centred: Floats) -> Floats:
-    """(n, 3, 3) covariance of centred (n, 3, 128) vectors."""
-    covariance: Floats = centred @ centred.transpose(0, 2, 1) / WINDOW
+def _covariances(centred: Floats) -> Floats:
+    """(n, q, 3, 3) covariances of centred (n, 3 q, 128) vectors."""
+    vectors = centred.reshape(len(centred), -1, 3, WINDOW)
+    covariance: Floats = vectors @ vectors.transpose(0, 1, 3, 2) / WINDOW
     return covariance
 
 
-def _principal(source: str, covariance: Floats) -> Columns:
-    """Log standard deviations along the principal axes, weakest first: the same however the sensor is turned."""
-    spread = 0.5 * np.log(np.linalg.eigvalsh(covariance + COVARIANCE_FLOOR**2 * np.eye(3)))
+def _principal(source: str, spread: Floats) -> Columns:
+    """(n, 3) log standard deviations along the principal axes, weakest first: the same however the sensor is turned."""
     return {f"{source}.principal_{index + 1}.log_sd": spread[:, index] for index in range(3)}
 
 
@@ -301,5 +331,5 @@ def _lag_name(lag: int) -> str:
 
 # The functions above are the only list of names, so a name cannot part from its number.
 _RESTING: Final = np.zeros((1, len(CHANNEL_NAMES), WINDOW))
-FEATURES_WITHOUT_ROTATION: Final[tuple[str, ...]] = tuple(_without_rotation(_RESTING))
-FEATURES: Final[tuple[str, ...]] = (*FEATURES_WITHOUT_ROTATION, *_with_rotation(_RESTING))
+FEATURES_WITHOUT_ROTATION: Final[tuple[str, ...]] = tuple(_columns(_RESTING, turning=False))
+FEATURES: Final[tuple[str, ...]] = tuple(_columns(_RESTING, turning=True))

@@ -55,11 +55,16 @@ class ChunkFetcher:
     def __init__(self, topic: str, config: Mapping[str, Any], starts: Mapping[int, int]) -> None:
         self.topic = topic
         self.next = dict(starts)  # the offset with which the next chunk of a partition begins
-        self._consumer = Consumer({**config, **_CONFIG})
+        self._config = {**config, **_CONFIG}
         self._thread = ThreadPoolExecutor(1, "fetch")
         self._records = CHUNK_RECORDS // 4
         self._said: set[int] = set()  # errors, until something comes again
-        self._consumer.assign([TopicPartition(topic, *place) for place in starts.items()])
+        self._consumer = self._begun()
+
+    def _begun(self) -> Consumer:
+        consumer = Consumer(self._config)
+        consumer.assign([TopicPartition(self.topic, *place) for place in self.next.items()])
+        return consumer
 
     async def fetch(self) -> list[tuple[int, Chunk]]:
         """What is there, at most CHUNK_RECORDS records; waits a little if that is nothing. Raises Stop.
@@ -156,7 +161,8 @@ class ChunkFetcher:
             log.error("fetch.expired", partition=partition, first_lost=wanted, first_left=low)
         await asyncio.sleep(IDLE_S)
         self.next[partition] = max(low, wanted)
-        await self._in_thread(self._consumer.seek, TopicPartition(self.topic, partition, self.next[partition]))
+        await self._in_thread(self._consumer.close)
+        self._consumer = self._begun()
 
 
 class _HeadersOf(Sequence[Headers]):

@@ -99,7 +99,8 @@ class _Batch:
     def done(self, error: KafkaError | None, _: Message | None) -> None:
         with self.lock:
             self.open -= 1
-            self.error = self.error or error
+            if error is not None and error.code() != KafkaError._PURGE_QUEUE:  # that was dropped by us: see `forget`
+                self.error = self.error or error
             if self.open or self.waiting is None:
                 return
             loop, event = self.waiting
@@ -110,6 +111,10 @@ class _Batch:
         with self.lock:
             self.waiting = asyncio.get_running_loop(), event
         self.done(None, None)
-        await event.wait()
+        try:
+            await event.wait()
+        finally:
+            with self.lock:
+                self.waiting = None
         if self.error is not None:
             raise Stop(f"Kafka has not acknowledged what the agent sent: {self.error.str()}")

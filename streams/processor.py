@@ -155,7 +155,10 @@ class Processor:
             if isinstance(change, Degraded):
                 outcome.drifts.append(self._fault(device, change))
                 continue
-            episode = event_id("episode", self.topic, self.partition, device, change.offset, change.ts, config)
+            # Of an epoch there is one alarm: its id is the same even if a crash falls between two profiles, and what is
+            # played again is judged by the later one, a window sooner or later.
+            when = (change.offset, change.ts) if change.epoch is None else ("epoch", change.epoch)
+            episode = event_id("episode", self.topic, self.partition, device, *when, config)
             event = DriftDetected(
                 device=device,
                 model=self.model,

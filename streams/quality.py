@@ -102,14 +102,16 @@ class Quality:
         self.lost: list[float] = []
         self.refused: dict[tuple[str, Fault], int] = {}
 
-    def observe(self, windows: Windows, refused: Sequence[Refused] = ()) -> tuple[list[Degraded], Mask]:
-        """What has begun or ended with these windows and refused readings, and (n, 12) what is not to be judged."""
+    def observe(self, windows: Windows, refused: Sequence[Refused] = ()) -> tuple[list[Degraded], Mask | None]:
+        """What has begun or ended with these windows and refused readings, and (n, 12) what is not to be judged; None
+        where all is.
+        """
+        if self._quiet(windows, refused):
+            return [], None
         measures = np.empty((0, WIDTH)) if windows.measures is None else windows.measures
         bad = faulty(measures)
         slow = off_rate(windows.start, windows.end)
         told: list[Degraded] = []
-        if self._quiet(windows, bad, slow, refused):
-            return told, bad
         waiting = sorted(refused, key=lambda item: item.offset)
         for row in range(len(windows)):
             offset, ts = int(windows.last_offset[row]), float(windows.end[row])
@@ -134,17 +136,23 @@ class Quality:
             self._refuse(item, told)
         return told, bad
 
-    def _quiet(self, windows: Windows, bad: Mask, slow: Mask, refused: Sequence[Refused]) -> bool:
+    def _quiet(self, windows: Windows, refused: Sequence[Refused]) -> bool:
         """Whether nothing is wrong and nothing was: the usual case, and the cheap one."""
-        if self.episodes or self.refused or refused or bad.any() or slow.any():
+        if self.episodes or self.refused or refused or any(self.lost):
             return False
         if not len(windows):
             return True
-        before = windows.end[0] - _PERIOD_S if self.last_end is None else self.last_end
-        lost = np.diff(windows.end, prepend=before) - _PERIOD_S
-        if any(self.lost) or (lost > _PERIOD_S).any():
+        assert windows.measures is not None
+        if windows.measures[:, REPEATED.start : CLIPPED.stop].max() >= min(STUCK_SHARE, CLIPPED_SHARE):
             return False
-        self.last_end = float(windows.end[-1])
+        before = self.last_end
+        for start, end in zip(windows.start.tolist(), windows.end.tolist(), strict=True):
+            if abs((end - start) / _LENGTH_S - 1) > RATE_TOLERANCE:
+                return False
+            if before is not None and end - before - _PERIOD_S > _PERIOD_S:
+                return False
+            before = end
+        self.last_end = before
         return True
 
     def _losing(self, ts: float) -> bool:

@@ -27,6 +27,7 @@ SUBSCRIPTION = "00000000-1111-2222-3333-444444444444"
 GROUP = "driftloop-tests"
 LOCATION = "westeurope"
 API = "2023-05-01"
+IDENTITY_API = "2023-01-31"
 AAD_TOKEN = "canary-of-azure-ad"
 _IDENTITY = (
     f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}"
@@ -217,6 +218,7 @@ class Arm:
         app.router.add_get("/operations/{name}", self._operation)
         usages = f"/subscriptions/{SUBSCRIPTION}/providers/Microsoft.ContainerInstance/locations/{LOCATION}/usages"
         app.router.add_get(usages, self._usages)
+        app.router.add_get(_IDENTITY, self._identity)
         return app
 
     @web.middleware
@@ -241,7 +243,8 @@ class Arm:
                 await handler(request)
                 return _cut_off(request)
         request[_FAULT] = fault
-        if request.path not in ("/operations",) and request.query.get("api-version") != API:
+        version = IDENTITY_API if request.path == _IDENTITY else API
+        if request.path not in ("/operations",) and request.query.get("api-version") != version:
             return _error(400, "InvalidApiVersionParameter", str(request.query.get("api-version")))
         return await handler(request)
 
@@ -259,6 +262,9 @@ class Arm:
         if name not in self.groups:
             return _error(404, "ResourceNotFound", f"no container group {name}")
         return web.json_response(await self._shown(name))
+
+    async def _identity(self, _: web.Request) -> web.Response:
+        return web.json_response({"id": _IDENTITY, "type": "Microsoft.ManagedIdentity/userAssignedIdentities"})
 
     async def _put(self, request: web.Request) -> web.Response:
         name, body = request.match_info["name"], await request.json()

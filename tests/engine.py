@@ -22,7 +22,7 @@ from deploy.image.engine import Runtime
 from deploy.process import free_port
 
 HOME = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "driftloop-tests"
-BASE = "driftloop-test-base:1"
+BASE = "driftloop-test-base:2"
 USER, PASSWORD = "driftloop", "canary-of-the-registry"
 _HASH = "$2b$04$abcdefghijklmnopqrstuujNG9TNvp2wzcl5tPae97bvCqUFA1Bzu"  # bcrypt, which docker-registry insists on
 _BRIDGE = "driftloop-test"
@@ -120,7 +120,7 @@ def _stop() -> None:
 
 
 def _ensure_base(client: Any) -> None:
-    """Debian with Python, made from its packages: no image can be pulled here."""
+    """Debian with Python and venv, made from its packages: no image can be pulled here."""
     import docker.errors
 
     with suppress(docker.errors.ImageNotFound):
@@ -128,7 +128,7 @@ def _ensure_base(client: Any) -> None:
         return
     root = HOME / "root"
     shutil.rmtree(root, ignore_errors=True)
-    packages = "--include=python3-minimal,libpython3.11-stdlib"
+    packages = "--include=python3,python3-venv"
     subprocess.run(
         ["debootstrap", "--variant=minbase", packages, "bookworm", str(root)],
         env=os.environ | {"PATH": _path()},
@@ -137,6 +137,11 @@ def _ensure_base(client: Any) -> None:
     )
     for name in ("var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "usr/share/man"):
         shutil.rmtree(root / name, ignore_errors=True)
+    # pip in a build reaches its index as pip on this machine does, so it has to trust whom this machine trusts.
+    for path in (Path("/etc/pip.conf"), Path("/etc/ssl/certs/ca-certificates.crt")):
+        if path.exists():
+            (root / path.relative_to("/")).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, root / path.relative_to("/"))
     packed = HOME / "base.tar"
     subprocess.run(["tar", "-C", str(root), "-cf", str(packed), "."], check=True)
     name, _, tag = BASE.partition(":")

@@ -232,7 +232,7 @@ def measuring(windows: Windows) -> NDArray[np.bool_]:
     if not measures:
         return np.zeros(0, np.bool_)
     _, broken = Quality().observe(replace(windows, measures=np.concatenate(measures)))
-    return np.asarray(~broken.any(1))
+    return np.ones(len(windows), np.bool_) if broken is None else np.asarray(~broken.any(1))
 
 
 def all_have_rotation(pieces: Sequence[Piece]) -> bool:

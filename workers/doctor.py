@@ -120,10 +120,11 @@ def _endpoint(settings: Settings) -> Finding:
         return Finding("endpoint", False, "no router is known: `driftloop up` starts one, or set DRIFTLOOP_ROUTER_PORT")
     try:
         url = f"{settings.router_url}/version"
-        reply = httpx.get(url, timeout=5, trust_env=not _is_local(url))
+        # Longer than the router's patience with a version that cannot be reached.
+        reply = httpx.get(url, timeout=15, trust_env=not _is_local(url))
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding("endpoint", False, f"{settings.router_url} does not answer ({error}); is `run router` running?")
-    if reply.status_code == 503:
+    if reply.status_code == 503 and "Retry-After" not in reply.headers:
         return Finding("endpoint", True, f"{settings.router_url}, no model deployed yet")
     if not reply.is_success:
         return Finding(

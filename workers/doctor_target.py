@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import httpx
 
 from schemas.errors import Retry, UserError
 from schemas.settings import Settings
 from workers import targets
 
+if TYPE_CHECKING:
+    from azure.core.credentials import TokenCredential
+
+_IDENTITY_API: Final = "2023-01-31"  # of Microsoft.ManagedIdentity
 _MEND_AZURE = "`az login`, a managed identity or AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET"
 
 
@@ -104,11 +112,11 @@ def _azure(settings: Settings) -> Iterator[Finding]:
     try:
         count = len(list(client.container_groups.list_by_resource_group(group)))
     except HttpResponseError as error:
-        mend = (
-            "the role Azure Container Instances Contributor on the resource group is needed"
-            if error.status_code in (401, 403)
-            else "`az group create`, or check AZURE_SUBSCRIPTION_ID and DRIFTLOOP_ACI_RESOURCE_GROUP"
-        )
+        mend = "`az group create`, or check AZURE_SUBSCRIPTION_ID and DRIFTLOOP_ACI_RESOURCE_GROUP"
+        if error.status_code in (401, 403):
+            mend = "the role Azure Container Instances Contributor Role on the resource group is needed"
+        elif error.error is not None and error.error.code == "MissingSubscriptionRegistration":
+            mend = "`az provider register --namespace Microsoft.ContainerInstance`"
         yield Finding("resource group", False, f"{group}: {' '.join(str(error).split())[:200]}; {mend}")
         return
     except AzureError as error:
@@ -132,8 +140,33 @@ def _azure(settings: Settings) -> Iterator[Finding]:
         yield Finding("region", False, f"{settings.aci_location}: {said}; ask Azure for a higher quota")
         return
     yield Finding("region", True, settings.aci_location)
-    if settings.aci_identity is None and settings.registry_auth == "azure":
+    yield _pull_identity(settings, credential)
+
+
+def _pull_identity(settings: Settings, credential: TokenCredential) -> Finding:
+    """Whether it is there and we may give it to a group; whether it may pull, only whoever gives roles can see."""
+    what, identity = "pull identity", settings.aci_identity
+    if identity is None:
+        if settings.registry_auth != "azure":
+            return Finding(what, True, "the registry's own login")
         mend = "set DRIFTLOOP_ACI_IDENTITY to a user-assigned identity with the role AcrPull"
-        yield Finding("pull identity", False, f"container groups could not pull from the registry; {mend}")
-    else:
-        yield Finding("pull identity", True, settings.aci_identity or "the registry's own login")
+        return Finding(what, False, f"container groups could not pull from the registry; {mend}")
+    endpoint = settings.azure_endpoint.rstrip("/")
+    token = credential.get_token(f"{endpoint}/.default").token
+    verify = True if settings.azure_ca is None else ssl.create_default_context(cafile=str(settings.azure_ca))
+    try:
+        reply = httpx.get(
+            f"{endpoint}/{identity.strip('/')}",
+            params={"api-version": _IDENTITY_API},
+            headers={"Authorization": f"Bearer {token}"},
+            verify=verify,
+            timeout=20,
+        )
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        return Finding(what, False, f"{endpoint} does not answer: {error}")
+    if reply.status_code in (401, 403):
+        return Finding(what, False, f"{identity}: the role Managed Identity Operator on it is needed")
+    if not reply.is_success:
+        mend = "`az identity create`, and check DRIFTLOOP_ACI_IDENTITY: `az identity show --query id`"
+        return Finding(what, False, f"{identity}: Azure answers {reply.status_code}; {mend}")
+    return Finding(what, True, f"{identity}; it needs the role AcrPull on the registry")

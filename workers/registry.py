@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
-from deploy.modelfiles import ALLOWED, PROFILE, SMOKE, SmokeCases, digest
-from deploy.trust import SigningKey, key_from, own_key
+from deploy.modelfiles import ALLOWED, PROFILE, SMOKE, SmokeCases, digest, verify
+from deploy.trust import SigningKey, check_signature, key_from, own_key
 from schemas.errors import Reject, Retry, UserError
 from schemas.events import ModelRegistered
 from schemas.settings import Settings
@@ -239,6 +239,25 @@ def tag(client: MlflowClient, run_id: str, name: str) -> str | None:
     with world_may_fail():
         found = client.get_run(run_id).data.tags.get(name)
     return None if found is None else str(found)
+
+
+def trusted_files(client: MlflowClient, settings: Settings, version: str, digest: str, into: Path) -> Path:
+    """The folder, `into` or below it, with the files of a version that we or a trusted key have signed.
+
+    Nothing of them was loaded. The signature is the one that the version carries in MLflow; it covers model, number and
+    digest, so it does not matter who keeps it. Raises Retry; Reject as `check_signature` and `verify` do.
+    """
+    with world_may_fail():
+        tags = client.get_model_version(settings.model, version).tags
+    try:
+        signature = json.loads(tags[SIGNATURE_TAG])
+        registered = _with(tags[REGISTERED_TAG], **signature, model=settings.model, version=version, digest=digest)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Reject("unsigned", f"version {version} carries no signature in MLflow") from error
+    check_signature(registered, settings.trusted_folder, signing_key(settings))
+    files = download(client, f"models:/{settings.model}/{version}", into)
+    verify(files, digest)
+    return files
 
 
 def set_champion(client: MlflowClient, model: str, version: str, previous: str | None) -> None:

@@ -307,13 +307,12 @@ def _profile(pieces: Sequence[Piece], fitted: Sequence[Fitted], names: Sequence[
 
 def _champion(champion: Champion, client: Any, settings: Settings, folder: Path) -> Model:
     """The version to beat, loaded. Raises Decline if it cannot be had: nothing then shows that another is better."""
-    from deploy.modelfiles import load, smoke_cases, verify
+    from deploy.modelfiles import load, smoke_cases
     from workers import registry
     from workers.trial import Model
 
     try:
-        files = registry.download(client, f"models:/{settings.model}/{champion.version}", folder / "champion")
-        verify(files, champion.digest)
+        files = registry.trusted_files(client, settings, champion.version, champion.digest, folder / "champion")
         pipeline, columns = load(files), smoke_cases(files).columns
     except Reject as reject:
         detail = f"version {champion.version} serves, but cannot be compared with: {reject}"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import signal
 
 import structlog
-from aiohttp import web
 
-from deploy.router import Router
+from deploy.router import Router, listen
 from schemas.errors import UserError
 from schemas.events import ModelDeployed
 from schemas.settings import Settings
@@ -19,6 +19,9 @@ from workers.startup import begin
 
 log = structlog.get_logger()
 
+# A request under way holds two of them, and clients keep theirs open between two requests.
+_OPEN_FILES = 8192
+
 
 def run(settings: Settings) -> None:
     """Run until SIGTERM. It serves its last known route whether or not Kafka is there."""
@@ -27,6 +30,9 @@ def run(settings: Settings) -> None:
     client_config(settings)  # says in one line that no Kafka is known; a broker that is away is another matter
     health = begin("router", settings)
     settings.home.mkdir(parents=True, exist_ok=True)
+    files, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(files, wanted), most))
     router = Router(settings.home / "route.json")
 
     def switch(deployed: ModelDeployed | None) -> None:
@@ -47,10 +53,8 @@ def run(settings: Settings) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        runner = web.AppRunner(router.application(), access_log=None)
-        await runner.setup()
         try:
-            await web.TCPSite(runner, settings.router_host, settings.router_port).start()
+            runner = await listen(router.application(), settings.router_host, settings.router_port)
         except OSError as error:
             raise UserError(
                 f"{settings.router_url}: {error.strerror}; free the port or set DRIFTLOOP_ROUTER_PORT"

@@ -44,11 +44,17 @@ def topology(settings: Settings) -> Json:
         ],
         "groups": {f"{settings.namespace}{group}": settings.topic(topic) for group, topic in GROUPS.items()},
         "model": settings.model,
-        "mlflow": settings.mlflow_tracking_uri if (settings.mlflow_tracking_uri or "").startswith("http") else None,
+        "mlflow": _mlflow(settings),
         "actions": settings.monitor_actions,
         "reasons": REASONS,
         "activities": ACTIVITY_WORDS,
     }
+
+
+def _mlflow(settings: Settings) -> str | None:
+    """MLflow's address for a browser: inside names of a container network mean nothing there."""
+    uri = settings.mlflow_public_url or settings.mlflow_tracking_uri or ""
+    return uri if uri.startswith("http") else None
 
 
 def overview(seen: Seen, settings: Settings, now: float | None = None) -> Json:
@@ -332,7 +338,7 @@ def models(seen: Seen, settings: Settings) -> Json:
         if isinstance(each.envelope.event, ModelDeployed):
             deployed.setdefault(each.envelope.event.version, []).append(event_json(each))
     champion = seen.current.version if seen.current else None
-    uri = topology(settings)["mlflow"]
+    uri = _mlflow(settings)
     versions = [
         {
             **event_json(each),

@@ -100,15 +100,15 @@ class EngineBuilder:
 
     def _local(self, spec: DeploymentSpec, runtime: str) -> Any | None:
         """What an attempt before a crash has built."""
-        wanted = layers.labels(spec) | {layers.RUNTIME_LABEL: runtime}
-        labels = [f"{name}={value}" for name, value in wanted.items()]
+        labels = [f"{name}={value}" for name, value in _labels(spec, runtime).items()]
         return next(iter(self._engine.images.list(filters={"label": labels})), None)
 
     def _built(self, spec: DeploymentSpec, runtime: str) -> Any:
-        dockerfile = f"FROM {runtime}\nADD model.tar /\nCMD {json.dumps(layers.command(spec))}\n"
+        # In one step: each of the API's own `labels` would be a step, and a container, of its own (0.1 to 0.6 s).
+        labels = " ".join(f'"{name}"="{value}"' for name, value in _labels(spec, runtime).items())
+        dockerfile = f"FROM {runtime}\nADD model.tar /\nLABEL {labels}\nCMD {json.dumps(layers.command(spec))}\n"
         context = _tar({"Dockerfile": dockerfile.encode(), "model.tar": layers.tar(spec.folder, spec.digest)})
-        labels = layers.labels(spec) | {layers.RUNTIME_LABEL: runtime}
-        image, _ = self._engine.images.build(fileobj=context, custom_context=True, labels=labels, rm=True, forcerm=True)
+        image, _ = self._engine.images.build(fileobj=context, custom_context=True, rm=True, forcerm=True)
         return image
 
 
@@ -171,6 +171,10 @@ class Runtime:
                 self._engine.images.get(self.image()).tag(registry.repository, tag)
                 return f"{registry.repository}@{push(self._engine, registry, tag)}"
         return f"{registry.repository}@{found.digest}"
+
+
+def _labels(spec: DeploymentSpec, runtime: str) -> dict[str, str]:
+    return layers.labels(spec) | {layers.RUNTIME_LABEL: layers.plain(runtime)}
 
 
 def _hash(said: str, *paths: Path) -> str:

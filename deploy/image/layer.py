@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,16 +42,24 @@ class Layer:
 
 
 def labels(spec: DeploymentSpec) -> dict[str, str]:
-    """What an image says of its model. Nothing of them is secret, and nothing depends on when it was built."""
+    """What an image says of its model. Nothing of them is secret, and nothing depends on when it was built.
+
+    Run and event are not covered by the model's signature: what could mean something in a Dockerfile becomes "_".
+    """
     return {
         "org.opencontainers.image.title": f"Driftloop model {spec.model}",
         "org.opencontainers.image.version": spec.version,
-        "io.driftloop.run": spec.run_id,
-        "io.driftloop.drift-event": spec.cause,
+        "io.driftloop.run": plain(spec.run_id),
+        "io.driftloop.drift-event": plain(spec.cause),
         MODEL_LABEL: spec.model,
         VERSION_LABEL: spec.version,
         DIGEST_LABEL: spec.digest,
     }
+
+
+def plain(said: str) -> str:
+    """At most 128 letters, digits and signs of ids and image names."""
+    return re.sub(r"[^A-Za-z0-9._:/@-]", "_", said[:128])
 
 
 def command(spec: DeploymentSpec) -> list[str]:

@@ -19,6 +19,7 @@ SAMPLED = ("-m", "tests.bench.agents.sampled", "run", "agent")
 # Function of ours, module of ours, or library: the stage that it belongs to. What is not named here stands by its name.
 STAGES = {
     "streams.transport": "fetch",
+    "streams.fetch": "fetch",
     "aiokafka.consumer": "fetch",
     "aiokafka.record": "fetch",
     "streams.records": "decode",

@@ -71,6 +71,7 @@ def measure(folder: Path, name: str, swaps: int, rate: float, idle: float) -> Me
     router.start()
     address = f"http://127.0.0.1:{orders.recv()}"
     rows: list[dict[str, object]] = []
+    marks: list[float] = []
     stop, stopped = context.Pipe()
     client = context.Process(target=load, args=(f"{address}/invocations", body, rate, stopped), daemon=True)
     try:
@@ -86,6 +87,7 @@ def measure(folder: Path, name: str, swaps: int, rate: float, idle: float) -> Me
         time.sleep(idle)
         swapping = time.time()
         for spec in specs[1:]:
+            marks.append(time.time())
             began = time.perf_counter()
             new = target.create(spec)
             created = time.perf_counter()
@@ -95,10 +97,11 @@ def measure(folder: Path, name: str, swaps: int, rate: float, idle: float) -> Me
             orders.send((new.endpoint, new.version))
             orders.recv()
             time.sleep(GRACE_S)
+            stopping = time.perf_counter()
             target.delete(current)
             rows.append(
                 {"version": spec.version, "created_s": created - began, "ready_s": ready - created}
-                | {"swap_s": time.perf_counter() - began - GRACE_S, "rss_mb": memory_mb(place, new.endpoint)}
+                | {"stop_s": time.perf_counter() - stopping, "rss_mb": memory_mb(place, new.endpoint)}
             )
             current = new
         ended = time.time()
@@ -110,16 +113,21 @@ def measure(folder: Path, name: str, swaps: int, rate: float, idle: float) -> Me
         orders.send(None)
         image = {} if name == "process" else image_seconds(place.engine)
         place.leave()
+    for row, begun_at, ended_at in zip(rows, marks, [*marks[1:], ended], strict=True):
+        row["p99_ms"] = float(np.percentile([ms for when, ms, _ in asked if begun_at <= when < ended_at], 99))
     quiet = [ms for when, ms, _ in asked if begun <= when < swapping]
     busy = [ms for when, ms, _ in asked if swapping <= when < ended]
     figures = {
         "requests": len(asked),
         "failed": sum(status != 200 for _, _, status in asked),
+        "turned_away": sum(status == 503 for _, _, status in asked),  # of the failed: more than the router holds
         "p50_idle_ms": float(np.percentile(quiet, 50)),
         "p99_idle_ms": float(np.percentile(quiet, 99)),
         "p50_swap_ms": float(np.percentile(busy, 50)),
         "p99_swap_ms": float(np.percentile(busy, 99)),
+        "p99_swap_median_ms": float(np.median([row["p99_ms"] for row in rows])),
         "smoke_p50_ms": took.p50_ms,
+        "stop_s": float(np.median([row["stop_s"] for row in rows])),
         "rss_mb": float(np.median([row["rss_mb"] for row in rows])),
         **image,
     }

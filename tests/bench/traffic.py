@@ -6,9 +6,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import aiohttp
-from aiohttp import web
 
-from deploy.router import Router
+from deploy.router import Router, listen
 
 
 def route(file: str, orders: Connection) -> None:
@@ -16,13 +15,13 @@ def route(file: str, orders: Connection) -> None:
 
     async def serve() -> None:
         router = Router(Path(file))
-        runner = web.AppRunner(router.application(), access_log=None)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        runner = await listen(router.application(), "127.0.0.1", 0)
         orders.send(runner.addresses[0][1])
         loop = asyncio.get_running_loop()
         while (order := await loop.run_in_executor(None, orders.recv)) is not None:
-            router.switch(*order)
+            await loop.run_in_executor(
+                None, router.switch, *order
+            )  # from another thread, as in the stack: it syncs a file
             orders.send(True)
         await runner.cleanup()
 

@@ -11,26 +11,17 @@ import os
 import signal
 import sys
 import tempfile
-import threading
-import time
-import uuid
 from contextlib import ExitStack
 from pathlib import Path
 
-import httpx
-
 from deploy import modelfiles
-from deploy.local.stack import Stack
 from deploy.process import ProcessTarget
 from deploy.router import Router
 from deploy.target import DeploymentSpec
-from schemas.envelope import envelope
-from schemas.events import DecisionMade
-from schemas.settings import Settings
-from schemas.topology import DECISIONS, DEPLOYED, MODEL_REGISTERED
-from streams import topics
+from schemas.topology import DEPLOYED
 from streams.current_model import CurrentModel
 from tests.bench.report import Measurement, parser, show
+from tests.chaos.rollouts import Client, announce, decided, world
 from tests.integration import worker_processes as workers
 from tests.places import ROOT, running
 from workers import registry
@@ -89,22 +80,7 @@ def measure(folder: Path, kinds: list[str], rounds: int, addresses: dict[str, st
 
     rows: list[dict[str, object]] = []
     with ExitStack() as left:
-        if addresses is None:
-            stack = Stack(folder / "stack", Settings(_env_file=None))
-            left.callback(stack.down)
-            addresses = stack.up([], services={"kafka", "mlflow"})
-        settings = Settings(
-            _env_file=None,
-            home=folder / "home",
-            namespace=f"b{uuid.uuid4().hex[:6]}.",
-            model=f"m{uuid.uuid4().hex[:8]}",
-            kafka_bootstrap=addresses["DRIFTLOOP_KAFKA_BOOTSTRAP"],
-            mlflow_tracking_uri=addresses["MLFLOW_TRACKING_URI"],
-            grace_seconds=0.5,
-            bake_seconds=600,
-            slow_ms=400,
-        )
-        topics.create(settings)
+        settings = left.enter_context(world(folder, addresses, bake_seconds=600, slow_ms=400))
         target = ProcessTarget(settings.home, command, stop_seconds=5)
         left.callback(lambda: [target.delete(each) for each in target.list(settings.model)])
         router, address = left.enter_context(running(Router(folder / "route.json")))
@@ -115,36 +91,19 @@ def measure(folder: Path, kinds: list[str], rounds: int, addresses: dict[str, st
         handler = Deployer(settings, Health("test"), target, registry.connect(settings))
         left.enter_context(workers.loop(settings, handler))
 
-        def announce(number: int) -> str:
-            made = workers.registered_version(settings, f"event-{number}", seed=number)
-            told = envelope(made, id=f"registered-{number}", source="chaos", subject="", time=1.0)
-            workers.send(settings, MODEL_REGISTERED, told)
-            return made.version
-
-        champion = announce(0)
+        champion = announce(settings, 0)
         workers.eventually(lambda: current.version == champion, 120, "the champion")
         where = target.find(settings.model, champion)
         assert where is not None
         files = settings.home / "serving" / f"{settings.model}-v{champion}"
         cases = modelfiles.smoke_cases(files)
         body = json.dumps({"instances": cases.inputs[:1]})
-        asked: list[tuple[float, int, str]] = []
-        ending = threading.Event()
 
-        def ask() -> None:
-            with httpx.Client(base_url=address, timeout=5, trust_env=False) as client:
-                while not ending.wait(0.05):
-                    try:
-                        reply = client.post("/invocations", content=body)
-                        version = reply.headers.get("x-driftloop-version", "")
-                        asked.append((time.time(), reply.status_code, version))
-                    except httpx.HTTPError:
-                        asked.append((time.time(), 0, router.route.version or ""))
+        def serving() -> str:
+            return router.route.version or ""
 
-        client = threading.Thread(target=ask)
-        client.start()
-        left.callback(client.join)
-        left.callback(ending.set)
+        asking = Client(f"{address}/invocations", body, pause=0.05, seconds=5, expected=serving)
+        asked = left.enter_context(asking).answers
         number = 0
         for _ in range(rounds):
             for kind in kinds:
@@ -153,7 +112,7 @@ def measure(folder: Path, kinds: list[str], rounds: int, addresses: dict[str, st
                     version = str(number + 1)
                     broken[version] = (kind, after)
                     began = len(asked)
-                    assert announce(number) == version
+                    assert announce(settings, number) == version
                     decision = workers.eventually(
                         lambda known=number: decided(settings, known), 120, f"a decision on version {version}, {kind}"
                     )
@@ -172,6 +131,8 @@ def measure(folder: Path, kinds: list[str], rounds: int, addresses: dict[str, st
                             "back_s": took,
                             "champion_asked": sum(each[2] == champion for each in during),
                             "champion_failed": sum(each[2] == champion and each[1] != 200 for each in during),
+                            # 0: no answer within the client's 5 s
+                            "failed_as": sorted({each[1] for each in during if each[2] == champion} - {200}),
                         }
                     )
     figures = {
@@ -183,12 +144,6 @@ def measure(folder: Path, kinds: list[str], rounds: int, addresses: dict[str, st
         "champion_failed": sum(row["champion_failed"] for row in rows),
     }
     return Measurement("broken_models", {"kinds": kinds, "rounds": rounds}, figures, rows)
-
-
-def decided(settings: Settings, count: int) -> DecisionMade | None:
-    """The decision on the last of so many broken versions."""
-    found = workers.of_type(workers.events(settings, DECISIONS), DecisionMade)
-    return found[count - 1] if len(found) >= count else None
 
 
 def main() -> None:

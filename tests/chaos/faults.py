@@ -116,6 +116,8 @@ class Scene:
         began = time.monotonic()
         try:
             code = slot.agent.terminate()
+            if code == -signal.SIGTERM and not slot.agent.log:
+                code = 0  # Python itself was still starting: there is nothing yet that could listen
         except Exception:  # noqa: BLE001 a process that does not end is a finding, not the end of the run
             slot.agent.kill()
             code = -9

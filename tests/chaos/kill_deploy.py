@@ -6,29 +6,19 @@ worker goes on. Meanwhile a client asks the router ten times a second. Judged wh
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import tempfile
-import threading
 import time
-import uuid
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-import httpx
-import trustme
-
-from deploy.local.stack import Stack
 from deploy.process import free_port
-from schemas.envelope import envelope
-from schemas.events import ModelDeployed
 from schemas.failpoints import EXIT_CODE, VARIABLE
-from schemas.settings import Settings
-from schemas.topology import DEPLOYED, MODEL_REGISTERED
-from streams import topics
-from tests import engine as engines
 from tests.bench.report import Measurement, parser, show
+from tests.chaos.rollouts import Client, announce, deployed, engine_and_registry, world
 from tests.integration import worker_processes as workers
 from workers.targets import make_target
 
@@ -36,89 +26,18 @@ POINTS = ("deploy.created", "deploy.ready", "jobs.emitted", "jobs.before-commit"
 IMAGE_POINTS = ("deploy.built", "deploy.pushed")
 
 
-class Client:
-    """Asks the router until it is left; answers: (seconds, status, version)."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.answers: list[tuple[float, int, str]] = []
-        self.left = threading.Event()
-        self.thread = threading.Thread(target=self._ask, daemon=True)
-
-    def _ask(self) -> None:
-        with httpx.Client(timeout=10, trust_env=False) as client:
-            while not self.left.wait(0.1):
-                try:
-                    reply = client.get(f"{self.url}/version")
-                    self.answers.append((time.time(), reply.status_code, reply.headers.get("x-driftloop-version", "")))
-                except httpx.HTTPError:
-                    self.answers.append((time.time(), 0, ""))
-
-    def __enter__(self) -> Client:
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.left.set()
-        self.thread.join(20)
-
-
-@contextmanager
-def world(folder: Path, target: str) -> Iterator[tuple[Settings, dict[str, str]]]:
-    """Servers, topics and, for docker, an engine and a registry; the settings and what they cannot say."""
-    with ExitStack() as left:
-        stack = Stack(folder / "stack", Settings(_env_file=None))
-        left.callback(stack.down)
-        addresses = stack.up([], services={"kafka", "mlflow"})
-        settings = Settings(
-            _env_file=None,
-            home=folder / "home",
-            namespace=f"k{uuid.uuid4().hex[:6]}.",
-            model=f"m{uuid.uuid4().hex[:8]}",
-            kafka_bootstrap=addresses["DRIFTLOOP_KAFKA_BOOTSTRAP"],
-            mlflow_tracking_uri=addresses["MLFLOW_TRACKING_URI"],
-            router_port=free_port(),
-            grace_seconds=0.5,
-            bake_seconds=0,
-            target=target,
-        )
-        environment = {}
-        if target == "docker":
-            left.enter_context(engines.engine())
-            authority = trustme.CA()
-            authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-            data = engines.HOME / "registry"
-            address = left.enter_context(engines.registry(folder / "registry", ca=authority, data=data))
-            settings = settings.model_copy(
-                update={
-                    "base_image": engines.BASE,
-                    "image_repository": f"{address}/driftloop/models",
-                    "registry_ca": folder / "ca.pem",
-                }
-            )
-            environment = {"DOCKER_HOST": f"unix://{engines.HOME}/docker.sock"}
-        topics.create(settings)
-        yield settings, environment
-
-
-def deployed(settings: Settings) -> list[str]:
-    return [each.version for each in workers.of_type(workers.events(settings, DEPLOYED), ModelDeployed)]
-
-
-def announce(settings: Settings, number: int) -> str:
-    registered = workers.registered_version(settings, f"event-{number}", seed=number)
-    told = envelope(registered, id=f"registered-{number}", source="chaos", subject="", time=1.0)
-    workers.send(settings, MODEL_REGISTERED, told)
-    return registered.version
-
-
-def measure(folder: Path, target: str, points: list[str], kills: int) -> Measurement:
-    """Each point so many times."""
-    import os
-
+def measure(
+    folder: Path, target: str, points: list[str], kills: int, addresses: dict[str, str] | None = None
+) -> Measurement:
+    """Each point so many times; addresses: of Kafka and MLflow, if they are there."""
     rows = []
-    with world(folder, target) as (settings, environment), ExitStack() as left:
-        os.environ |= environment
+    with ExitStack() as left:
+        fields: dict[str, Any] = {}
+        if target == "docker":
+            _, fields, environment = left.enter_context(engine_and_registry(folder))
+            os.environ |= environment
+        fields |= {"router_port": free_port(), "bake_seconds": 0}
+        settings = left.enter_context(world(folder, addresses, **fields))
         log = folder / "deploy.log"
         left.enter_context(workers.worker(settings, "router", folder / "router.log"))
         with workers.worker(settings, "deploy", log):
@@ -126,7 +45,7 @@ def measure(folder: Path, target: str, points: list[str], kills: int) -> Measure
             workers.eventually(lambda: deployed(settings) == [first], 180, log.read_text)
         place = make_target(settings)
         left.callback(lambda: [place.delete(each) for each in place.list(settings.model)])
-        with Client(settings.router_url) as client:
+        with Client(f"{settings.router_url}/version") as client:
             workers.eventually(lambda: client.answers and client.answers[-1][1] == 200)
             for number in range(1, kills * len(points) + 1):
                 point = points[(number - 1) % len(points)]

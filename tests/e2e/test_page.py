@@ -211,6 +211,8 @@ def test_what_happened_can_be_told_from_the_overview_alone(page, monitor):
     said = page.locator("main").inner_text()
     for wanted in ("has stopped reading", "phone-07", "model-registered", "dead letters", "lag"):
         assert wanted in said
+    told = monitor.get("/api/overview")["last_drift"]["says"]
+    assert told.split(" ", 1)[1].rsplit(" (", 1)[0] in said  # the whole sentence, but for name and severity
 
 
 def test_a_device_cannot_act_through_its_name(page, monitor):

@@ -181,6 +181,7 @@ def test_the_doctor_looks_at_everything_that_a_deployment_will_need(azure, tmp_p
         ({"runtime_image": "elsewhere/image:1"}, "settings", "runtime-image"),
         ({"aci_resource_group": "none"}, "resource group", "az group create"),
         ({"aci_identity": None}, "pull identity", "AcrPull"),
+        ({"aci_identity": "/subscriptions/other"}, "pull identity", "az identity create"),
         ({"azure_endpoint": "https://127.0.0.1:1"}, "resource group", "does not answer"),
     ],
     ids=str,

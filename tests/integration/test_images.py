@@ -86,6 +86,21 @@ def test_both_builders_make_an_image_that_serves_the_model(engine, registry, run
         assert engines.PASSWORD not in json.dumps(image.config)
 
 
+def test_what_an_event_says_is_never_an_instruction_of_the_build(engine, tmp_path):
+    """Run and cause are not signed: whoever can write to Kafka could otherwise have the image made as they like."""
+    folder = write_model(tmp_path / "model", time.time_ns() % 2**32)
+    foreign = {"run_id": 'r" x="y\nUSER 0\nRUN touch /evil', "cause": "$PATH\\"}
+    spec = DeploymentSpec("images", "9", modelfiles.digest(folder), folder, **foreign)
+    image = engine.images.get(EngineBuilder(engine, Runtime(engine, engines.BASE)).build(spec))
+    config = image.attrs["Config"]
+    assert config["User"] == "65532:65532"
+    assert config["Cmd"] == layers.command(spec)
+    assert {name: value for name, value in config["Labels"].items() if name != layers.RUNTIME_LABEL} == layers.labels(
+        spec
+    )
+    assert config["Labels"]["io.driftloop.drift-event"] == "_PATH_"
+
+
 def test_a_push_after_a_crash_finds_what_was_pushed_before(engine, registry, runtime, spec):
     """A worker that is killed between push and commit does everything again."""
     before = EngineBuilder(engine, Runtime(engine, engines.BASE), registry).build(spec)

@@ -1,5 +1,10 @@
 """Lag on a real Kafka, beside the figures of Kafka's own tool."""
 
+import json
+import os
+import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -65,29 +70,41 @@ def test_every_partition_agrees_with_kafkas_own_tool(settings, topic):
 
 
 def test_under_load_kafkas_own_tool_tells_what_lies_between_two_looks_of_ours(settings, topic):
-    """Offsets move while either looks; neither may tell one that was never there."""
+    """Offsets of every partition move while either looks; neither may tell one that was never there."""
     group, stop = f"{settings.namespace}busy", threading.Event()
+
+    def printed():
+        """What `driftloop lag --json` prints, by topic and partition."""
+        command = [sys.executable, "-m", "workers.cli", "lag", "--json", "--group", f"^{re.escape(group)}$"]
+        environment = os.environ | {"DRIFTLOOP_KAFKA_BOOTSTRAP": settings.kafka_bootstrap}
+        told = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+        assert told.returncode in (0, 1), told.stderr  # 1: something is behind
+        return {(each["topic"], each["partition"]): each for each in json.loads(told.stdout)}
 
     def load():
         offset = 0
         while not stop.is_set():
-            fill(settings, topic, 20)
             offset += 10
-            commit(settings, group, topic, {0: offset})
+            for partition in range(3):
+                fill(settings, topic, 20, partition)
+            commit(settings, group, topic, dict.fromkeys(range(3), offset))
 
-    fill(settings, topic, 1)
-    commit(settings, group, topic, {0: 0})
+    for partition in range(3):
+        fill(settings, topic, 1, partition)
+    commit(settings, group, topic, dict.fromkeys(range(3), 0))
     worker = threading.Thread(target=load)
     worker.start()
     try:
-        before, theirs, after = lags(settings, group), kafkas_tool(settings, group), lags(settings, group)
+        before, theirs, after = printed(), kafkas_tool(settings, group), printed()
     finally:
         stop.set()
         worker.join()
-    assert before.keys() == theirs.keys() == after.keys()
-    for place, (committed, end, _) in theirs.items():
-        assert before[place].committed <= committed <= after[place].committed
-        assert before[place].end <= end <= after[place].end
+    assert before.keys() == theirs.keys() == after.keys() == {(topic, partition) for partition in range(3)}
+    assert all(after[place]["committed"] > before[place]["committed"] for place in before)  # it was under load
+    for place, (committed, end, lag) in theirs.items():
+        assert before[place]["committed"] <= committed <= after[place]["committed"]
+        assert before[place]["end"] <= end <= after[place]["end"]
+        assert lag == end - committed
 
 
 def test_a_group_without_members_is_still_measured(settings, topic):

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -350,3 +351,52 @@ def test_a_body_over_the_cap_is_answered_by_a_real_server_too(tmp_path, spec):
     finally:
         del os.environ["PYTHONPATH"]
         target.delete(deployment)
+
+
+def test_a_server_that_is_told_to_end_answers_what_it_was_asked_first(tmp_path, spec):
+    """A version is taken away while a last slow request is under way; its client must not notice."""
+    code = (
+        "import dataclasses, sys, time\n"
+        "from pathlib import Path\n"
+        "from deploy.serving import create_app, listen, served\n"
+        "sound = served('m', '7', sys.argv[1], Path(sys.argv[2]))\n"
+        "class Slow:\n"
+        "    classes_ = sound.pipeline.classes_\n"
+        "    def predict(self, rows):\n"
+        "        print('asked', flush=True)\n"
+        "        time.sleep(2)\n"
+        "        return sound.pipeline.predict(rows)\n"
+        "model = dataclasses.replace(sound, pipeline=Slow())\n"
+        "listen(create_app(model, None), '127.0.0.1', int(sys.argv[3]))"
+    )
+    port, log = free_port(), tmp_path / "log"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, spec.digest, str(spec.folder), str(port)]
+    with log.open("wb") as output:
+        server = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_until(lambda: answers(port), log)
+        cases = modelfiles.smoke_cases(spec.folder)
+        with ThreadPoolExecutor(1) as pool:
+            url, body = f"http://127.0.0.1:{port}/invocations", {"instances": cases.inputs[:1]}
+            asked = pool.submit(lambda: httpx.post(url, json=body, timeout=30))
+            wait_until(lambda: "asked" in log.read_text(), log)
+            server.send_signal(signal.SIGTERM)
+            assert asked.result().json() == {"predictions": cases.expected[:1]}
+        assert server.wait(30) in (0, -signal.SIGTERM), log.read_text()
+    finally:
+        server.kill()
+
+
+def answers(port):
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/ping").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(ask, log):
+    deadline = time.monotonic() + 60
+    while not ask():
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)

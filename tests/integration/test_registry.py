@@ -90,3 +90,22 @@ def test_a_disk_that_is_full_is_waited_for(ready, client, tmp_path):
     full.write_text("a file where a folder should be")
     with pytest.raises(Retry, match="cannot be kept here"):
         registry.download(client, f"models:/{ready.model}/{made.version}", full / "folder")
+
+
+def test_a_champion_is_loaded_only_if_a_key_that_we_trust_has_signed_it(ready, client, tmp_path):
+    """Whoever can write to MLflow could otherwise have code run in the retrain worker, by being compared with."""
+    made = registered_version(ready, "event")
+    files = registry.trusted_files(client, ready, made.version, made.digest, tmp_path / "good")
+    assert (files / "model.skops").exists()
+
+    def refused(why, digest=made.digest, settings=ready):
+        with pytest.raises(Reject, match=why):
+            registry.trusted_files(client, settings, made.version, digest, tmp_path / "refused")
+        assert not (tmp_path / "refused").exists(), "refused before it was fetched"
+
+    refused("bad-signature", digest="sha256:" + "0" * 64)
+    refused("unknown-key", settings=changed(ready, home=tmp_path / "another-home"))
+    client.set_model_version_tag(ready.model, made.version, "driftloop.signature", '{"signature": "AAAA"}')
+    refused("unsigned")
+    client.delete_model_version_tag(ready.model, made.version, "driftloop.signature")
+    refused("unsigned")

@@ -14,7 +14,10 @@ from streams.confirmed import COOLDOWN_S, Confirmed
 from streams.drift import Change
 from streams.inject import apply, parse_drift
 from streams.measures import MEASURED
+from streams.processor import Processor
+from streams.producer import messages
 from streams.quality import Degraded
+from streams.records import Record, chunk_of
 from streams.simulator import simulate
 from streams.windows import NO_LABEL, Readings, cut, empty_readings
 from workers.backtest import reference_profile
@@ -126,6 +129,13 @@ def test_what_is_said_does_not_depend_on_how_many_windows_come_at_once_nor_on_re
     assert any(isinstance(item, Degraded) for item in said)
     for chunk in (1, 7, 64):
         assert found(recording, of, chunk) == said
+    whole, states = windows(recording, of), []
+    for chunk in (1, 7, 10**6):
+        detector = of()
+        for begin in range(0, len(whole), chunk):
+            detector.observe(empty_readings(), whole.chosen(slice(begin, begin + chunk)))
+        states.append(msgspec.msgpack.encode(detector.dump()))
+    assert states[0] == states[1] == states[2]  # to the last bit, not only as far as it was told
     whole, restarted = windows(recording, of), []
     state = of().dump()
     for begin in range(0, len(whole), 50):
@@ -189,6 +199,31 @@ def test_state_of_another_profile_is_taken_over():
     assert taken.profile == ""
     for code, item in detector.calibration.learned.items():
         assert taken.calibration.bouts(code) >= item.bouts
+
+
+def test_a_crash_across_a_change_of_profiles_gives_the_same_ids():
+    """What was sent is played again under the new profile; an alarm of another id would be a second training."""
+    other = reference_profile(simulate(4, 900, seed=23, start_ts=1.6e9, bout_seconds=BOUTS), 2)
+    recording = unlabelled(drifted(1, "bias:0.1"))
+    sent = messages([recording], 50)
+    records = [Record(offset, None, key, value) for offset, (key, value) in enumerate(sent)]
+    saved = {}
+
+    def processor(known):
+        of = Confirmed("standard", "model", CALIBRATION_S)
+        of.adopt("old" if known is profile() else "new", known)
+        return Processor("activity", 0, model="m", load=saved.get, fresh=of)
+
+    first, at = processor(profile()), DRIFT_AT - 100
+    first.process(chunk_of(records[:at]))
+    saved |= first.snapshot()
+    before = first.process(chunk_of(records[at:])).drifts
+    again = processor(other).process(chunk_of(records[at:])).drifts
+    assert before
+    assert again
+    assert [drift.event.ts for drift in before] != [drift.event.ts for drift in again]  # it was judged otherwise
+    assert before[0].event.episode == again[0].event.episode
+    assert {drift.id for drift in before} & {drift.id for drift in again}
 
 
 def test_two_alarms_of_a_device_keep_their_distance():

@@ -1,8 +1,10 @@
 """What the agent shows of devices: bounded, and the ones that matter."""
 
+from dataclasses import replace
+
 import numpy as np
 
-from streams.devicestats import STEP_S, DeviceStatistics
+from streams.devicestats import MOST_AT_ONCE, STEP_S, DeviceStatistics
 from streams.windows import Windows
 
 
@@ -21,6 +23,19 @@ def test_windows_are_thinned_alike_however_they_come():
         shown += told.ends if told else []
     assert at_once.ends == shown
     assert np.diff(shown).min() >= STEP_S - 0.1
+
+
+def test_of_a_backlog_no_more_is_shown_than_can_be_looked_at():
+    """An agent that catches up with a day of readings must not write the day once more."""
+    told = DeviceStatistics(1).of("a", windows(2000))
+    assert len(told.ends) == len(told.values) == MOST_AT_ONCE
+    assert told.ends[-1] > windows(2000).end[-5]
+
+
+def test_what_was_measured_for_the_detector_is_not_measured_again():
+    """Looking must not cost the hot path: what is shown is what the detector saw."""
+    measured = replace(windows(1), measures=np.arange(44.0)[None])
+    assert DeviceStatistics(1).of("a", measured).values == [list(range(10))]
 
 
 def test_no_more_devices_are_shown_than_asked_for():

@@ -46,6 +46,7 @@ def test_two_bad_windows_are_no_fault_but_are_not_judged_either():
     """A glitch needs no event; an ADWIN must not see it all the same."""
     quality = Quality()
     said, broken = quality.observe(windows(2, hold))
+    assert broken is not None
     assert said == []
     assert broken[:, 4].all()
     assert told(quality, windows(10, first=2)) == []
@@ -56,6 +57,7 @@ def test_another_sampling_rate_is_the_whole_device_s_fault():
     """Two phones of one name give 100 Hz: every spectrum is wrong."""
     quality = Quality()
     said, broken = quality.observe(windows(5, hop_s=0.64, length_s=1.27))
+    assert broken is not None
     assert [(item.channel, item.fault) for item in said] == [("*", "rate")]
     assert broken.all()
 

@@ -168,7 +168,9 @@ def test_its_own_pages_say_where_requests_go(router):
     asyncio.run(main())
 
 
-def test_an_upstream_that_is_gone_is_answered_with_502(router):
+def test_an_upstream_that_is_gone_is_answered_with_502(tmp_path):
+    router = Router(tmp_path / "route.json", patience=0.2)
+
     async def main():
         async with named("old") as address:
             pass
@@ -177,6 +179,92 @@ def test_an_upstream_that_is_gone_is_answered_with_502(router):
             reply = await client.post("/predict", json={})
             assert (reply.status, reply.headers["x-driftloop-version"]) == (502, "7")
             assert "version 7" in (await reply.json())["error"]
+
+    asyncio.run(main())
+
+
+def test_a_request_that_nobody_takes_waits_for_the_version_that_comes_next(router):
+    """A version that has crashed is replaced within seconds: its clients need not see that."""
+
+    async def main():
+        async with named("old") as gone:
+            pass
+        async with named("new") as address, client_of(router) as client:
+            router.switch(gone, "7")
+            asked = asyncio.create_task(client.post("/predict", json={}))
+            await asyncio.sleep(0.3)
+            assert not asked.done()
+            router.switch(address, "8")
+            reply = await asked
+            assert (reply.status, reply.headers["x-driftloop-version"]) == (200, "8")
+
+    asyncio.run(main())
+
+
+def test_a_request_that_breaks_what_it_is_sent_to_is_not_sent_for_ever(router):
+    """It would bring down every version that comes to its rescue."""
+    seen = []
+
+    async def answer(request):
+        seen.append(request.path)
+        request.transport.abort()
+        return web.Response()
+
+    async def main():
+        async with upstream(answer) as address, client_of(router) as client:
+            router.switch(address, "7")
+            assert (await client.post("/predict", json={})).status == 502
+            assert len(seen) == 2
+
+    asyncio.run(main())
+
+
+def test_a_request_that_gets_no_connection_in_time_is_told_so(tmp_path):
+    """Behind a version that hangs, the last in the queue would wait for the sum of all that wait before it."""
+    router = Router(tmp_path / "route.json", patience=0.5)
+    goes_on = asyncio.Event()
+
+    async def hangs(_):
+        await goes_on.wait()
+        return web.Response(text="at last")
+
+    async def main():
+        many = aiohttp.TCPConnector(limit=0)
+        server = TestServer(router.application())
+        async with upstream(hangs) as stuck, TestClient(server, connector=many) as client:
+            router.switch(stuck, "7")
+            asked = [asyncio.create_task(client.get("/version")) for _ in range(101)]
+            done, waiting = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            assert [each.result().status for each in done] == [502]
+            goes_on.set()
+            assert {(await each).status for each in waiting} == {200}
+
+    asyncio.run(main())
+
+
+def test_more_requests_than_a_version_may_have_before_it_are_told_to_come_again(tmp_path):
+    """Else all would wait longer than their clients do. Those of a slow version keep none from its successor."""
+    router = Router(tmp_path / "route.json", held=3)
+    goes_on = asyncio.Event()
+
+    async def slow(_):
+        await goes_on.wait()
+        return web.Response(text="slow")
+
+    async def main():
+        async with upstream(slow) as stuck, named("new") as address, client_of(router) as client:
+            router.switch(stuck, "7")
+            waiting = [asyncio.create_task(client.get("/version")) for _ in range(3)]
+            await asyncio.sleep(0.2)
+            refused = await client.get("/version")
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+            assert "3 requests" in (await refused.json())["error"]
+            router.switch(address, "8")
+            assert (await client.get("/version")).status == 200
+            goes_on.set()
+            assert [(await each).status for each in waiting] == [200] * 3
+            router.switch(stuck, "7")
+            assert (await client.get("/version")).status == 200
 
     asyncio.run(main())
 

@@ -8,6 +8,7 @@ from pydantic import SecretStr
 
 from schemas.errors import UserError
 from schemas.settings import Settings
+from workers import views
 from workers.health import Health
 from workers.history import History
 from workers.seen import Seen
@@ -133,7 +134,8 @@ def test_what_is_not_understood_is_json_with_a_reason(ask, path):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"monitor_host": "0.0.0.0"}, "token"),
+        ({"monitor_host": "0.0.0.0"}, "set a token"),
+        ({"monitor_host": "0.0.0.0", "monitor_plain": True}, "set a token"),
         ({"monitor_host": "0.0.0.0", **SECRET}, "TLS"),
         ({"monitor_token": SecretStr("short")}, "16"),
         ({"monitor_tls_cert": "a.pem"}, "both"),
@@ -171,3 +173,11 @@ def test_the_page_is_light(ask):
         total += int(headers["Content-Length"])
     assert total < 200_000
     print(f"the page weighs {total} bytes")
+
+
+def test_the_link_to_mlflow_is_one_that_a_browser_can_follow():
+    """Under compose our processes know MLflow by a name that means nothing outside."""
+    inside = Settings(_env_file=None, mlflow_tracking_uri="http://mlflow:5000")
+    assert views.topology(inside)["mlflow"] == "http://mlflow:5000"
+    outside = inside.model_copy(update={"mlflow_public_url": "http://localhost:5000"})
+    assert views.topology(outside)["mlflow"] == "http://localhost:5000"

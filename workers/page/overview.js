@@ -47,7 +47,8 @@ function picture(topology, now) {
         const turn = back ? y + 92 + depth * 26 : y - 22 - depth * 20;
         const start = left(writer) + boxes / 2 + (back ? -12 * depth : 12 * depth), end = left(reader) + boxes / 2 + (back ? 10 * depth : -10 * depth);
         edges.push(s("path", { cls: `edge back ${flows ? "flows" : ""}`, d: `M${start} ${edge} V${turn} H${end} V${edge + (back ? 9 : -9)}`, "marker-end": "url(#head)" }),
-          s("text", { x: (start + end) / 2, y: turn - 5, "text-anchor": "middle", cls: "soft" }, topic.short));
+          // Nearer to where it ends: the middle of a long way back is crossed by a shorter one.
+          s("text", { x: back ? start + 0.75 * (end - start) : (start + end) / 2, y: turn - 5, "text-anchor": "middle", cls: "soft" }, topic.short));
       }
     }
   }
@@ -102,7 +103,7 @@ function lastDrift(found) {
   const data = found.data;
   return card("Last drift",
     h("p", { cls: "big" }, h("a", { href: `/devices/${encodeURIComponent(data.device)}` }, data.device)),
-    h("p", null, found.says.slice(data.device.length + 2).replace(/ \([a-z]+\)$/, ""), " ", pill(data.severity)),
+    h("p", null, found.says.replace(`${data.device} `, "").replace(/ \([a-z]+\)$/, ""), " ", pill(data.severity)),
     h("p", { cls: "soft small" }, `seen ${ago(found.written)}`, found.features > 1 ? `, in ${found.features} features at once` : ""),
     found.led_to.length ? h("div", null, h("h3", null, "What came of it"), found.led_to.slice(-3).map((each) =>
       h("p", { cls: "small" }, h("span", { cls: `topic ${each.topic}` }, each.topic), " ", h("a", { href: `/chain/${encodeURIComponent(each.id)}` }, each.says)))) :
