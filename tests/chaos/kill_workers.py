@@ -146,7 +146,7 @@ def measure(folder: Path, kills: int, seed: int, minutes: float) -> Measurement:
                 end(slot)
                 start(slot)
             workers.eventually(
-                lambda id=ids[-1]: id in answered(workers.events(base, DECISIONS, MODEL_REGISTERED)), 150, log.read_text
+                lambda id=ids[-1]: id in answered(workers.events(base, DECISIONS, MODEL_REGISTERED)), 400, log.read_text
             )
             for each in ("1", "2"):  # one that was fenced has ended: a supervisor starts it again
                 if running[each][1].poll() is not None:
