@@ -134,10 +134,6 @@ def _decode_slowly(value: bytes) -> Reading | ReadingBatch:
     if encoding != "utf-8":
         raise Reject("encoding", f"looks like {encoding}; send UTF-8 without a byte order mark")
     try:
-        return _decode_batch(value)
-    except _NO_MESSAGE:
-        pass  # what is wrong is told from the plain JSON
-    try:
         plain = _plain(value)
     except UnicodeDecodeError as error:
         raise Reject("encoding", f"not UTF-8: {error.reason} at byte {error.start}") from None
