@@ -36,10 +36,9 @@ class Tail:
     def read(self, seconds: float = 120) -> list[Message]:
         """All up to the ends as they are now."""
         deadline = time.monotonic() + seconds
-        ends = {
-            partition: self.consumer.get_watermark_offsets(TopicPartition(self.name, partition), timeout=_ASK_S)[1]
-            for partition in self.next
-        }
+        while (ends := self._ends()) is None:
+            assert time.monotonic() < deadline, f"{self.name}: Kafka does not tell where it ends"
+            time.sleep(0.5)
         found = []
         while any(self.next[partition] < end for partition, end in ends.items()):
             assert time.monotonic() < deadline, f"{self.name} gave nothing: at {self.next}, ends {ends}"
@@ -50,6 +49,16 @@ class Tail:
                 elif message.error().code() == KafkaError._PARTITION_EOF:
                     self.next[message.partition()] = max(self.next[message.partition()], message.offset())
         return found
+
+    def _ends(self) -> dict[int, int] | None:
+        """End offsets; None while a broker that was frozen or killed does not tell them."""
+        try:
+            return {
+                partition: self.consumer.get_watermark_offsets(TopicPartition(self.name, partition), timeout=_ASK_S)[1]
+                for partition in self.next
+            }
+        except KafkaException:
+            return None
 
 
 class Group:
