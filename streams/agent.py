@@ -40,8 +40,8 @@ from streams.transport import ChunkSchema, ChunkTransport
 log = structlog.get_logger()
 
 SOURCE: Final = "driftloop/agent"
-# Chunks that wait for the agent, each of one fetch of a partition (1 MiB, or a single record that is larger). With
-# what aiokafka holds, one fetch a partition, this bounds the backlog in the process, however slow the agent is.
+# Chunks that wait for the agent (`streams.fetch`: 4 MiB, or a single record that is larger). With what librdkafka holds
+# this bounds the backlog in the process, however slow the agent is.
 WAITING_CHUNKS: Final = 2
 # At most this share of the time is spent on state: many devices are made durable less often.
 STATE_SHARE: Final = 0.1

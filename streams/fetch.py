@@ -23,8 +23,8 @@ from streams.records import Chunk, Headers
 log = structlog.get_logger()
 
 # A chunk is about so large: enough for its fixed costs not to show, and soon done.
-CHUNK_RECORDS: Final = 4_000
-CHUNK_BYTES: Final = 1024 * 1024
+CHUNK_RECORDS: Final = 8_000
+CHUNK_BYTES: Final = 4 * 1024 * 1024
 # What librdkafka holds for us stays below this, and one answer of each broker (1 MiB a partition): the backlog in the
 # process is bounded, however slow the agent is.
 QUEUED_KIB: Final = 16 * 1024
