@@ -93,6 +93,7 @@ def measure(on: Rig, rate: int, seconds: float) -> dict[str, object]:
             partition = partition_of[key]
             sent[partition].append(now)
             producer.produce(topic, value, key, partition=partition)
+            producer.poll(0)  # what was delivered leaves its queue
         busy = (running[0].cpu_s - spent) / (time.monotonic() - began)
         assert producer.flush(30) == 0
         # An agent that falls behind is slow, not blind: its late drifts count.
