@@ -81,8 +81,8 @@ class ChunkFetcher:
         size = count = 0
         for (failed, partition), run in groupby(messages, _kind):
             records = list(run)
-            chunk = await self._told(records[-1]) if failed else self._chunk(partition, records)
-            if chunk is not None:
+            found = [await self._told(each) for each in records] if failed else [self._chunk(partition, records)]
+            for chunk in (each for each in found if each is not None):  # the end of a log is one without records
                 chunks.append((partition, chunk))
                 size += sum(map(len, filter(None, chunk.values)))
                 count += len(chunk)

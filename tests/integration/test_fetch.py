@@ -35,8 +35,8 @@ def send(settings, values, **more):
     assert producer.flush(20) == 0
 
 
-def fetched(settings, starts: dict[int, int], until: Callable[[list[Chunk]], bool]) -> list[Chunk]:
-    """Chunks of the partition from its start on, as soon as they are what is waited for."""
+def fetched(settings, starts: dict[int, int], until: Callable[[list[Chunk]], bool], after: float = 0) -> list[Chunk]:
+    """Chunks of the partition from its start on, as soon as they are what is waited for; asked after some seconds."""
 
     async def fetch() -> list[Chunk]:
         fetcher = ChunkFetcher(
@@ -44,6 +44,7 @@ def fetched(settings, starts: dict[int, int], until: Callable[[list[Chunk]], boo
         )
         found: list[Chunk] = []
         try:
+            await asyncio.sleep(after)
             async with asyncio.timeout(30):
                 while not until(found):
                     found += [chunk for partition, chunk in await fetcher.fetch() if partition == PLACE]
@@ -116,15 +117,16 @@ def test_a_topic_that_was_made_anew_is_not_read(activity):
         fetched(activity, {PLACE: 7}, through(8))
 
 
-def test_a_batch_that_was_damaged_is_not_read(activity, servers):
-    """A flipped bit in a number is a reading that nobody sent."""
+@pytest.mark.parametrize("after", [0, 2])
+def test_a_batch_that_was_damaged_is_not_read(activity, servers, after):
+    """A flipped bit in a number is a reading that nobody sent, also where the log's end is told right behind it."""
     send(activity, [b"first", b"to be damaged"])
     (segment,) = servers.stack.home.glob(f"**/{activity.topic(ACTIVITY)}-{PLACE}/*.log")
     content = segment.read_bytes()
     assert b"to be damaged" in content
     segment.write_bytes(content.replace(b"to be damaged", b"to be dAmaged"))
     with pytest.raises(Stop, match="cannot be read"):
-        fetched(activity, {PLACE: 0}, through(2))
+        fetched(activity, {PLACE: 0}, through(2), after)
 
 
 def test_a_group_that_may_not_read_is_told(activity):
