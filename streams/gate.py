@@ -76,6 +76,8 @@ _decode_batch: Final = msgspec.json.Decoder(ReadingBatch).decode
 _NO_MESSAGE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _valid_name: Final = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 
+_OBJECT: Final = ord("{")
+
 Prints = NDArray[np.uint32]
 
 
@@ -130,9 +132,10 @@ def decode(record: Record) -> Reading | ReadingBatch:
 
 def _decode_slowly(value: bytes) -> Reading | ReadingBatch:
     """A batch, or what is wrong with the value; Python's json reads the NaN, Infinity and 1e999 that JSON forbids."""
-    encoding = json.detect_encoding(value)  # a byte order mark, or UTF-16 and UTF-32 by where their zeros are
-    if encoding != "utf-8":
-        raise Reject("encoding", f"looks like {encoding}; send UTF-8 without a byte order mark")
+    if value[0] != _OBJECT or 0 in value[:4]:
+        encoding = json.detect_encoding(value)  # a byte order mark, or UTF-16 and UTF-32 by where their zeros are
+        if encoding != "utf-8":
+            raise Reject("encoding", f"looks like {encoding}; send UTF-8 without a byte order mark")
     try:
         plain = _plain(value)
     except UnicodeDecodeError as error:
@@ -189,22 +192,26 @@ def decode_chunk(chunk: Chunk, codes: dict[str, int]) -> tuple[Rows, list[Reject
     `codes` is asked for the code of each valid device name (its `__missing__` may make one).
     """
     decoded, unsure = _decoded(chunk)
+    if not unsure:
+        return _rows_of(type(decoded[0]) if decoded else _Row, decoded, np.arange(len(decoded)), codes), []
     rejections: list[Rejection] = []
+    others: dict[Any, list[tuple[int, Any]]] = {Reading: [], ReadingBatch: []}
     for index in unsure:
+        decoded[index] = None
         record = chunk.record(index)
         try:
-            decoded[index] = decode(record)
+            message = decode(record)
         except Reject as reject:
-            decoded[index] = None
             rejections.append(Rejection(record, reject.reject_class, reject.reason))
-    if not unsure:
-        return _rows_of(type(decoded[0]) if decoded else _Row, decoded, np.arange(len(decoded)), codes), rejections
-    parts = [_rows_of(_Row, [], np.empty(0, np.int64), codes)]
-    for kind in (_Row, Reading, ReadingBatch):
-        chosen = [index for index, item in enumerate(decoded) if type(item) is kind]
-        if chosen:
-            parts.append(_rows_of(kind, [decoded[index] for index in chosen], np.array(chosen), codes))
-    return _joined(parts), rejections
+        else:
+            others[type(message)].append((index, message))
+    sure = [item for item in decoded if item is not None]
+    kind = type(sure[0]) if sure else _Row
+    parts = [_rows_of(kind, sure, np.delete(np.arange(len(decoded)), unsure), codes)]
+    for kind, found in others.items():
+        if found:
+            parts.append(_rows_of(kind, [message for _, message in found], np.array([at for at, _ in found]), codes))
+    return parts[0] if len(parts) == 1 else _joined(parts), rejections
 
 
 def _decoded(chunk: Chunk) -> tuple[list[Any], list[int]]:
@@ -229,12 +236,8 @@ def _decoded(chunk: Chunk) -> tuple[list[Any], list[int]]:
 
 
 def _by_the_thousand(values: Sequence[bytes | None]) -> tuple[list[Any], list[int]]:
-    """Each value as a `_Row`, or each as a batch, whichever the first one is; and the indices of those that are not."""
-    shape: Callable[[Any], Any] = _decode_row
-    try:
-        _decode_row(values[0] or b"" if values else b"")
-    except _NO_MESSAGE:
-        shape = _decode_batch
+    """Each value as a `_Row`, or each as a batch, as the first that is either; and the indices of those that are not."""
+    shape = _shape_of(values)
     decoded: list[Any] = []
     others: list[int] = []
     left = iter(values)
@@ -247,6 +250,17 @@ def _by_the_thousand(values: Sequence[bytes | None]) -> tuple[list[Any], list[in
     if shape is _decode_batch:
         others += [index for index, item in enumerate(decoded) if item is not None and not _equally_long(item)]
     return decoded, others
+
+
+def _shape_of(values: Sequence[bytes | None]) -> Callable[[Any], Any]:
+    for value in filter(None, values):
+        for shape in (_decode_row, _decode_batch):
+            try:
+                shape(value)
+            except _NO_MESSAGE:
+                continue
+            return shape
+    return _decode_row
 
 
 def _rows_of(kind: Any, items: Sequence[Any], source: Ints, codes: dict[str, int]) -> Rows:

@@ -6,6 +6,7 @@ The consumer that is measured has the last core to itself; the broker, and this 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -186,6 +187,15 @@ class BenchAgent(Agent):
             return False
 
     @property
+    def has_begun(self) -> bool:
+        """Whether it has taken readings."""
+        try:
+            text = self.client.get(f"http://127.0.0.1:{self.port}/metrics").text
+        except httpx.HTTPError:
+            return False
+        return re.search(r"^driftloop_readings_total\S* [1-9]", text, re.MULTILINE) is not None
+
+    @property
     def cpu_s(self) -> float:
         spent = self.seen.cpu_times()
         return float(spent.user + spent.system)
@@ -244,13 +254,16 @@ class CatchUp:
 def catch_up(
     commits: Commits, running: list[BenchAgent], *, share: float = 0.95, to_the_end: bool = True, seconds: float = 600
 ) -> CatchUp:
-    """From the moment at which the agents are ready until all is committed, or `share` of it.
+    """From the first readings that the agents take until all is committed, or `share` of it; as the peers are measured.
 
-    The speed is taken when `share` is committed, as the peers take theirs: the last few wait for the agent's timer.
+    The speed is taken when `share` is committed, as theirs is: the last few wait for the agent's timer. seconds: how
+    long it may take.
     """
     end = commits.end()
     wait_until(lambda: all(agent.ready for agent in running), 120, "ready", running)
-    before, began, spent = commits.committed(), time.perf_counter(), sum(agent.cpu_s for agent in running)
+    before = commits.committed()
+    wait_until(lambda: any(agent.has_begun for agent in running), seconds, "a first reading", running)
+    began, spent = time.perf_counter(), sum(agent.cpu_s for agent in running)
     reached: tuple[float, int] | None = None
     at = before
 

@@ -1,5 +1,7 @@
 """Driftloop's core fed by a confluent-kafka consumer: the agent without Faust, effects and commits."""
 
+import gc
+
 from confluent_kafka import Consumer, Message
 from work import Meter, arguments, librdkafka
 
@@ -7,6 +9,7 @@ from streams.detectors import DETECTORS
 from streams.processor import Processor
 from streams.records import Chunk
 
+gc.set_threshold(50_000, *gc.get_threshold()[1:])  # as the agent does
 given = arguments()
 drifts = 0
 meter = Meter(given.readings, lambda: drifts)
