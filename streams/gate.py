@@ -236,7 +236,7 @@ def _decoded(chunk: Chunk) -> tuple[list[Any], list[int]]:
 
 
 def _by_the_thousand(values: Sequence[bytes | None]) -> tuple[list[Any], list[int]]:
-    """Each value as a `_Row`, or each as a batch, as the first that is either; and the indices of those that are not."""
+    """Each value as a `_Row`, or each as a batch, as the first that is one; and the indices of those that are not."""
     shape = _shape_of(values)
     decoded: list[Any] = []
     others: list[int] = []

@@ -32,8 +32,8 @@ log = structlog.get_logger()
 
 # EX_SOFTWARE of sysexits.h: an internal error, as a supervisor's log shows it.
 STOPPED_EXIT_CODE: Final = 70
-# A chunk is thousands of small objects that die with it. Looking for cycles every 700 of them, as Python does by default,
-# costs a fifth of the agent's time and finds nothing; what does leave cycles behind is slow.
+# A chunk is thousands of small objects that die with it. Looking for cycles every 700 of them, as Python does by
+# default, costs a fifth of the agent's time and finds nothing; what does leave cycles behind is slow.
 OBJECTS_BETWEEN_COLLECTIONS: Final = 50_000
 # How long a start waits for the profile of the model in service; after that it goes on without, and takes it later.
 PROFILE_WAIT_S: Final = 20.0
