@@ -1,5 +1,8 @@
 """river's ADWIN as this project uses it, and the detectors that are an ADWIN alone on each column.
 
+`river.drift.ADWIN` is a wrapper around the class used here: its update of one value costs four times this one's, and
+importing it loads scikit-learn, SciPy and pandas, a second and 150 MB of each start.
+
 What a window saw is known at detection time, and its state is plain bytes:
 river resets lazily (the update after a detection begins an empty window) and never says how far the mean moved, so
 both are kept here. A value must be finite: the gate sees to that.
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-from river.drift import ADWIN
+from river._river_rust.drift import AdaptiveWindowing
 
 from schemas.activity import CHANNELS
 from schemas.errors import Stop
@@ -31,51 +34,14 @@ class Detection:
     width: int
 
 
-class AdaptiveWindow:
-    """One ADWIN (Bifet & Gavaldà, SDM 2007) over one stream of numbers."""
-
-    def __init__(self, delta: float, clock: int = 32, grace_period: int = 10) -> None:
-        self._parameters = {"delta": delta, "clock": clock, "grace_period": grace_period}
-        self.adwin: Any = ADWIN(**self._parameters)
-        self.total = 0.0
-        self.count = 0
-
-    def update(self, value: float) -> Detection | None:
-        """Take one value in; the detection if the mean has changed, after which the window begins anew."""
-        self.adwin.update(value)
-        self.total += value
-        self.count += 1
-        if not self.adwin.drift_detected:
-            return None
-        width, after = int(self.adwin.width), float(self.adwin.estimation)
-        earlier = self.count - width
-        before = (self.total - after * width) / earlier if earlier > 0 else after
-        self.adwin, self.total, self.count = ADWIN(**self._parameters), 0.0, 0
-        return Detection(before, after, width)
-
-    def dump(self) -> tuple[bytes, float, int]:
-        """State to continue from, bit for bit, under the same river version and parameters."""
-        return self.adwin._helper.__getstate__(), self.total, self.count
-
-    def load(self, state: tuple[bytes, float, int]) -> None:
-        """Continue from a dumped state. Raises Stop if the bytes are not one."""
-        blob, self.total, self.count = state
-        restore(self.adwin._helper, blob)
-
-
-def restore(helper: Any, blob: bytes) -> None:
-    """Put a dumped state into river's own ADWIN. Raises Stop if the bytes are not one."""
+def restore(adwin: AdaptiveWindowing, blob: bytes) -> None:
+    """Put a dumped state into an ADWIN. Raises Stop if the bytes are not one."""
     try:
-        helper.__setstate__(blob)
+        adwin.__setstate__(blob)
     except BaseException as error:  # river's Rust panics are no Exception
         if isinstance(error, KeyboardInterrupt | SystemExit):
             raise
         raise Stop(f"a detector's saved state cannot be read: {error}") from error
-
-
-def _fresh() -> Any:
-    """river's own ADWIN without its wrapper, whose update of one value costs four times this one's."""
-    return ADWIN()._helper
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +63,11 @@ class _Held:
         return _Held(self.count + len(added), float(total[-1]), float(squares[-1]))
 
 
-def _held(adwin: Any) -> _Held:
+def _held(adwin: AdaptiveWindowing) -> _Held:
     return _Held(int(adwin.get_width()), float(adwin.get_total()), float(adwin.get_variance()))
 
 
-def _detection(adwin: Any, before: _Held) -> tuple[Detection, float]:
+def _detection(adwin: AdaptiveWindowing, before: _Held) -> tuple[Detection, float]:
     """The change that an ADWIN has just found, and its effect in standard deviations of all that it held before."""
     kept = _held(adwin)
     after = kept.total / kept.count if kept.count else 0.0
@@ -117,7 +83,7 @@ class _AdwinBank:
     def __init__(self, names: Sequence[tuple[str, str]], config: str, history: int) -> None:
         self.config = config
         self.names = names
-        self.adwins = [_fresh() for _ in names]
+        self.adwins = [AdaptiveWindowing() for _ in names]
         self.ts: Floats = np.empty(0)  # of the last values, to name the change point
         self.offsets: Ints = np.empty(0, np.int64)
         self.history = history
@@ -142,7 +108,7 @@ class _AdwinBank:
                 at = len(series) - left.__length_hint__() - 1
                 row = at if rows is None else int(rows[at])
                 found.append((row, number, *_detection(adwin, held.then(series[first : at + 1]))))
-                adwin = self.adwins[number] = _fresh()
+                adwin = self.adwins[number] = AdaptiveWindowing()
                 first, held = at + 1, _held(adwin)
         return [
             self._change(number, detection, effect, earlier + row, known_ts, known_offsets)

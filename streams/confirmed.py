@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
-from river.drift import ADWIN
+from river._river_rust.drift import AdaptiveWindowing
 
 from schemas.activity import ACTIVITIES
 from streams.adwin import restore
@@ -389,7 +389,7 @@ class ConfirmedDetector:
             restore(adwin, blob)
 
 
-def _adwin(column: int) -> Any:
-    """river's own ADWIN without its wrapper. Statistics: to be suspicious is cheap; the model: to be sure."""
+def _adwin(column: int) -> AdaptiveWindowing:
+    """For a statistic or the model's confidence. Statistics: to be suspicious is cheap; the model: to be sure."""
     delta = 0.05 if column < TESTED else 0.002
-    return ADWIN(delta=delta, clock=2, grace_period=16)._helper
+    return AdaptiveWindowing(delta=delta, clock=2, grace_period=16)

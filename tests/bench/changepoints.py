@@ -13,9 +13,9 @@ from itertools import chain
 import numpy as np
 from river import naive_bayes
 from river.datasets import synth
+from river.drift import ADWIN
 from river.drift import datasets as annotated
 
-from streams.adwin import AdaptiveWindow
 from tests.bench.report import Measurement, parser, show
 
 LENGTH = 10_000
@@ -36,10 +36,11 @@ def concepts(seed):
 
 def watched(stream):
     """Indices at which the ADWIN on the error of a classifier that learns all the time has fired."""
-    model, adwin, alarms = naive_bayes.GaussianNB(), AdaptiveWindow(0.002, clock=2, grace_period=16), []
+    model, adwin, alarms = naive_bayes.GaussianNB(), ADWIN(0.002, clock=2, grace_period=16), []
     for index, (x, y) in enumerate(stream):
         numbers = {name: float(value) for name, value in x.items()}
-        if adwin.update(float(model.predict_one(numbers) != y)) is not None:
+        adwin.update(float(model.predict_one(numbers) != y))
+        if adwin.drift_detected:
             alarms.append(index)
             model = naive_bayes.GaussianNB()
         model.learn_one(numbers, y)
@@ -89,8 +90,11 @@ def marked(name):
     scaled = (values - first.mean(0)) / np.maximum(first.std(0), 1e-9)
     alarms = []
     for column in scaled.T:
-        adwin = AdaptiveWindow(0.05, clock=2, grace_period=16)
-        alarms += [at for at, value in enumerate(np.clip(column, -5, 5).tolist()) if adwin.update(value) is not None]
+        adwin = ADWIN(0.05, clock=2, grace_period=16)
+        for at, value in enumerate(np.clip(column, -5, 5).tolist()):
+            adwin.update(value)
+            if adwin.drift_detected:
+                alarms.append(at)
     margin = max(10, len(values) // 10)
     delays = [min((at - mark for at in alarms if 0 <= at - mark <= margin), default=None) for mark in marks]
     hits = [delay for delay in delays if delay is not None]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -76,3 +78,9 @@ def test_a_change_says_how_far_and_since_when():
     assert change.after > change.before + 0.2  # ADWIN's window still holds some readings from before
     assert 900 <= change.change_offset <= 1010 <= change.offset
     assert change.effect > 2
+
+
+def test_an_agent_starts_without_the_libraries_that_only_training_needs():
+    """They are a second and 150 MB of each start, and a restart is a pause in which nobody watches."""
+    program = "import sys, workers.agent; print(*{'sklearn', 'scipy', 'pandas', 'mlflow'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"
