@@ -87,7 +87,7 @@ def decided(settings: Settings, count: int) -> DecisionMade | None:
 class Client:
     """Asks until it is left; answers: (seconds since the epoch, status or 0, version).
 
-    expected: the version whose answer is missing if there is none.
+    expected: the version that is asked now, and whose answer is missing if there is none.
     """
 
     def __init__(
@@ -112,11 +112,12 @@ class Client:
         method = "GET" if self.body is None else "POST"
         with httpx.Client(timeout=self.seconds, trust_env=False) as client:
             while not self.left.wait(self.pause):
+                asked = self.expected()
                 try:
                     reply = client.request(method, self.url, content=self.body)
                     self.answers.append((time.time(), reply.status_code, reply.headers.get("x-driftloop-version", "")))
                 except httpx.HTTPError:
-                    self.answers.append((time.time(), 0, self.expected()))
+                    self.answers.append((time.time(), 0, asked))
 
     def __enter__(self) -> Client:
         self.thread.start()
