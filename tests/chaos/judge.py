@@ -26,19 +26,23 @@ class Tail:
 
     def __init__(self, settings: Settings, topic: Topic) -> None:
         self.name = settings.topic(topic)
-        self.consumer = Consumer(
-            reader_config(settings, **{"enable.partition.eof": True, "auto.offset.reset": "earliest"})
-        )
-        partitions = self.consumer.list_topics(self.name, timeout=_ASK_S).topics[self.name].partitions
-        self.next = dict.fromkeys(partitions, 0)
-        self.consumer.assign([TopicPartition(self.name, partition, 0) for partition in partitions])
+        self.config = reader_config(settings, **{"enable.partition.eof": True, "auto.offset.reset": "earliest"})
+        self.consumer = Consumer(self.config)
+        self.next = dict.fromkeys(self.consumer.list_topics(self.name, timeout=_ASK_S).topics[self.name].partitions, 0)
+        self._assign()
+
+    def _assign(self) -> None:
+        self.consumer.assign([TopicPartition(self.name, *place) for place in self.next.items()])
 
     def read(self, seconds: float = 120) -> list[Message]:
         """All up to the ends as they are now."""
         deadline = time.monotonic() + seconds
         while (ends := self._ends()) is None:
             assert time.monotonic() < deadline, f"{self.name}: Kafka does not tell where it ends"
-            time.sleep(0.5)
+            # A client that has met a frozen broker was seen to get no answers for minutes after its return.
+            self.consumer.close()
+            self.consumer = Consumer(self.config)
+            self._assign()
         found = []
         while any(self.next[partition] < end for partition, end in ends.items()):
             assert time.monotonic() < deadline, f"{self.name} gave nothing: at {self.next}, ends {ends}"

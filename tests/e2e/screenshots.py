@@ -1,4 +1,4 @@
-"""Pictures of every view of a running monitor: `python -m tests.e2e.screenshots URL FOLDER [--small]`.
+"""Pictures of every view of a running monitor: `python -m tests.e2e.screenshots URL FOLDER`.
 
 Chromium is Debian's; the pictures in the README are made by this from `driftloop demo --keep`.
 """
