@@ -7,6 +7,7 @@ Exit codes: 0 with a result, RETRY_EXIT if the world was not ready, anything els
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -360,12 +361,16 @@ def main(folder: Path) -> int:
     structlog.contextvars.bind_contextvars(process="retrain-job")
     task = msgspec.json.decode((folder / TASK).read_bytes(), type=Task)
     try:
-        result = run(task, settings, folder)
+        (folder / RESULT).write_bytes(msgspec.json.encode(run(task, settings, folder)))
     except (Retry, UserError) as error:
         log.warning("training.retry", error=str(error))
         _say(folder, str(error))
         return RETRY_EXIT
-    (folder / RESULT).write_bytes(msgspec.json.encode(result))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        log.warning("training.retry", error=str(error))
+        return RETRY_EXIT
     return 0
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import msgspec
 import pytest
 
 from schemas.errors import Reject, Retry
 from tests.integration.worker_processes import changed, registered_version
-from workers import registry
+from workers import registry, retrain_job, retrain_task
+from workers.retrain_task import Champion, Decline, Result
 
 
 @pytest.fixture
@@ -81,6 +85,63 @@ def test_an_mlflow_that_is_away_is_a_retry_within_seconds(ready, client, monkeyp
         assert time.monotonic() - begun < 15
     finally:
         registry.connect(ready)
+
+
+class _Broken(BaseHTTPRequestHandler):
+    """An MLflow, or the proxy before it, that has broken down."""
+
+    def do_GET(self):
+        self.send_error(503)
+
+    do_POST = do_GET
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_an_mlflow_that_breaks_or_hangs_is_a_retry(ready, client, monkeypatch, answers):
+    """It is the world that is not ready: nothing of ours may be dead-lettered or called failed for it."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Broken)  # listens even while nobody serves
+    if answers:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+    broken = registry.connect(changed(ready, mlflow_tracking_uri=f"http://127.0.0.1:{server.server_port}"))
+    try:
+        with pytest.raises(Retry, match="MLflow"):
+            registry.registered_for(broken, ready.model, "event")
+        with pytest.raises(Retry, match="MLflow"):
+            registry.set_champion(broken, ready.model, "1", None)
+    finally:
+        registry.connect(ready)
+        if answers:
+            server.shutdown()
+        server.server_close()
+
+
+def test_a_champion_whose_files_are_gone_ends_a_training_with_a_reason(ready, client, tmp_path):
+    """Nothing can be shown to be better than what nobody can ask; and waiting would not bring it back."""
+    made = registered_version(ready, "event")
+    client.delete_model_version(ready.model, made.version)
+    with pytest.raises(Decline) as told:
+        retrain_job._champion(Champion(made.version, made.digest), client, ready, tmp_path)
+    assert (told.value.declined.outcome, told.value.declined.reason) == ("failed", "champion-unusable")
+
+
+def test_a_training_on_a_full_disk_is_done_again(ready, client, monkeypatch, tmp_path):
+    """Room can be made; the drift must not have been answered with a failure meanwhile."""
+    for name in ("kafka_bootstrap", "namespace", "model"):
+        monkeypatch.setenv(f"DRIFTLOOP_{name.upper()}", str(getattr(ready, name)))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", ready.mlflow_tracking_uri)
+    monkeypatch.setattr(retrain_job, "_end_with_parent", lambda folder: None)
+    made = registered_version(ready, "event")
+    (tmp_path / retrain_task.TASK).write_bytes(msgspec.json.encode(retrain_task.Task("event")))
+    assert retrain_job.main(tmp_path) == 0
+    assert msgspec.json.decode((tmp_path / retrain_task.RESULT).read_bytes(), type=Result).registered == made
+    (tmp_path / retrain_task.RESULT).unlink()
+    (tmp_path / retrain_task.RESULT).symlink_to("/dev/full")
+    assert retrain_job.main(tmp_path) == retrain_task.RETRY_EXIT
 
 
 def test_a_disk_that_is_full_is_waited_for(ready, client, tmp_path):
