@@ -1,7 +1,8 @@
 """What one device showed while it was calibrated, and what it should show since: the population's profile, narrowed.
 
 An empirical Bayes estimate (Efron & Morris 1975; the notes of the detector, step 4): a device with few bouts of an
-activity is expected to be like people on the whole, one with many like itself.
+activity is expected to be like people on the whole, one with many like itself. One that has drifted away from them is
+expected to be like itself alone, or the same drift would be found again and again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from streams.measures import COUNT, MEASURED
 from streams.profile import Profile
 from streams.windows import Floats
 
+# Bouts of an activity from which a device alone tells what to expect of it.
+ALONE_BOUTS: Final = 2
 # Weight, in bouts, of the population's spread between bouts against the device's own, an activity's and over all.
 OWN_PRIOR: Final = 4.0
 _SPREAD: Final = np.array([item.spread for item in MEASURED])
@@ -48,10 +51,15 @@ class Population:
 
 
 class Calibration:
-    """A device's own bouts against a population's."""
+    """A device's own bouts against a population's.
 
-    def __init__(self, population: Population) -> None:
+    drifted: whether the device is known not to be like the population; what it may look like is then its own bouts',
+    though not how much they vary.
+    """
+
+    def __init__(self, population: Population, *, drifted: bool = False) -> None:
         self.population = population
+        self.drifted = drifted
         self.learned: dict[int, Learned] = {}
         self._expected: dict[int, Expected | None] = {}
 
@@ -94,14 +102,16 @@ class Calibration:
         count = 0 if learned is None else learned.bouts
         total = np.zeros(COUNT) if learned is None else learned.total
         if known is None:
-            if self.population.known or count < 2:
+            if self.population.known or count < ALONE_BOUTS:
                 return None
             between, within = np.diag(_SPREAD**2), np.diag((_WITHIN * _SPREAD) ** 2)
             factor = self._own_scale(activity, _SPREAD**2)
             return Expected(total / count, factor * _SPREAD**2 / count, _scaled(between, factor), within)
         mean, people, between, within = known
         variance = np.diagonal(between)
-        prior = variance / people
+        if self.drifted and count < ALONE_BOUTS:
+            return None
+        prior = np.zeros(COUNT) if self.drifted else variance / people
         centre = (total + prior * mean) / (count + prior)
         factor = self._own_scale(activity, variance)
         return Expected(centre, factor * variance / (count + prior), _scaled(between, factor), within)

@@ -105,7 +105,7 @@ class ConfirmedDetector:
 
     def __init__(self, kind: Confirmed) -> None:
         self.kind = kind
-        self.config = f"confirmed/4/{kind.name}/{kind.source}/{kind.calibration_windows}"
+        self.config = f"confirmed/5/{kind.name}/{kind.source}/{kind.calibration_windows}"
         self.profile = kind.profile
         self.index = -1  # of the last window
         self.last_alarm: float | None = None
@@ -118,8 +118,11 @@ class ConfirmedDetector:
         """Calibrate from here on: what the device shows now is its normal until it changes."""
         self.calibrated = 0  # windows
         self.since = self.index + 1  # first window that is judged
-        self.calibration = Calibration(self.kind.population)
+        self.calibration = self._uncalibrated()
         self._watch()
+
+    def _uncalibrated(self) -> Calibration:
+        return Calibration(self.kind.population, drifted=self.last_alarm is not None)
 
     def _watch(self) -> None:
         """Suspect nothing."""
@@ -131,7 +134,7 @@ class ConfirmedDetector:
         """Another profile is in force. What the device has shown stays known; what was suspected is not."""
         learned = self.calibration.learned
         self.profile = self.kind.profile
-        self.calibration = Calibration(self.kind.population)
+        self.calibration = self._uncalibrated()
         self.calibration.learned = learned
         if self.calibrated >= self.kind.calibration_windows:
             self.since = self.index + 1
@@ -382,6 +385,7 @@ class ConfirmedDetector:
         quality, conditioner, calibration, bouts, candidates, adwins = state[6:]
         self.quality.load(quality)
         self.conditioner.load(conditioner)
+        self.calibration = self._uncalibrated()
         self.calibration.load(calibration)
         self.bouts = [Bout.load(bout) for bout in bouts]
         self.candidates = {column: Candidate(start, ts) for column, start, ts in candidates}

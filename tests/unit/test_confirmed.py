@@ -238,6 +238,18 @@ def test_two_alarms_of_a_device_keep_their_distance():
     assert (np.diff(alarms) >= COOLDOWN_S).all()
 
 
+def test_a_drift_that_stays_is_told_once_and_another_one_after_it_again():
+    """What a device shows is its new normal, though people do not show it; else it is told every quarter hour."""
+    alarms = []
+    for seed in (2, 3):
+        [calm] = simulate(1, 5400, seed, 1.7e9)
+        turned = apply(calm, parse_drift("noise:0.3@1500"), np.random.default_rng(seed))
+        twice = apply(turned, parse_drift("rotate:60@4500"), np.random.default_rng(seed))
+        alarms.append(sorted({item.ts - calm.ts[0] for item in found(twice)}))
+    assert [len(each) for each in alarms] == [2, 2]
+    assert all(1500 < first < 1900 and 4500 < second < 4900 for first, second in alarms)
+
+
 def test_a_broken_channel_is_told_as_such_and_not_as_drift():
     """A sensor's fault is mended, not learned."""
     recording = people()[0]
