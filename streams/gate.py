@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -69,6 +70,7 @@ _Row: Final = _row_struct()
 _NUMBERS: Final = slice(1, 2 + len(CHANNELS))
 _ORDER: Final = [_Row.__struct_fields__[_NUMBERS].index(name) for name in _CHANNEL_FIELDS]
 _numbers: Final = itemgetter(_NUMBERS)
+_pack: Final = struct.Struct(f"{1 + len(CHANNELS)}d").pack  # of Python's floats faster than anything of NumPy's
 _channels: Final = attrgetter(*_CHANNEL_FIELDS)
 _decode_row: Final = msgspec.json.Decoder(_Row).decode
 _decode_reading: Final = msgspec.json.Decoder(Reading).decode
@@ -275,9 +277,9 @@ def _equally_long(batch: ReadingBatch) -> bool:
 
 
 def _rows_of_singles(rows: Sequence[Any], source: Ints, codes: dict[str, int]) -> Rows:
-    count, width = len(rows), 1 + len(CHANNELS)
-    numbers = chain.from_iterable(map(_numbers, map(msgspec.structs.astuple, rows)))
-    flat = np.fromiter(numbers, np.float64, count * width).reshape(count, width)
+    count = len(rows)
+    packed = [_pack(*numbers) for numbers in map(_numbers, map(msgspec.structs.astuple, rows))]
+    flat = np.frombuffer(b"".join(packed)).reshape(count, 1 + len(CHANNELS))
     return Rows(
         _integers(map(codes.__getitem__, [row.device for row in rows]), count),
         source,
@@ -342,9 +344,8 @@ def _rows_of_batches(batches: Sequence[ReadingBatch], source: Ints, codes: dict[
 
 def _present(columns: Sequence[Sequence[float]], count: int) -> Floats:
     """Columns that are there, one after the other: NaN, which Python's json reads, is not finite, but not absent."""
-    found = np.fromiter(chain.from_iterable(columns), np.float64, count)
-    found[np.isnan(found)] = np.inf
-    return found
+    found = np.frombuffer(struct.pack(f"{count}d", *chain.from_iterable(columns)))
+    return np.where(np.isnan(found), np.inf, found)
 
 
 def _integers(values: Iterable[int], count: int) -> Ints:
