@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     )
     retrain_period_seconds: float = Field(21_600, gt=0, description="used with periodic")
     cooldown_seconds: float = Field(300, ge=0, description="after a retraining, before the next may begin")
+    look_seconds: float = Field(
+        240, ge=0, description="after which a drift that did not hurt, or that no model healed, is looked at again"
+    )
     daily_trainings: int = Field(12, ge=1, description="retrainings within 24 hours, at most")
     breaker_rejections: int = Field(3, ge=1, description="retrainings in a row without a better model that stop them")
     breaker_seconds: float = Field(21_600, ge=0, description="for so long; then one more is tried")

@@ -108,9 +108,16 @@ def _played(recording: Recording, order: Sequence[tuple[int, int]]) -> Recording
 
 
 def run_of(
-    recording: Recording, drift: Drift, seed: int, other: Recording, protocol: Protocol, *, rotation_rate: bool = True
+    recording: Recording,
+    drift: Drift,
+    seed: int,
+    other: Recording,
+    protocol: Protocol,
+    *,
+    rotation_rate: bool = True,
+    undrifted: bool = False,
 ) -> Run:
-    """One run; other: who takes over in a `subject` drift."""
+    """One run; other: who takes over in a `subject` drift. undrifted: the same bouts, had nothing drifted."""
     known = (i for i, each in enumerate(DRIFTS) if (each.kind, each.amount) == (drift.kind, drift.amount))
     number = next(known, len(DRIFTS))
     rng = np.random.default_rng([seed, number, *recording.person.id.encode()])
@@ -125,7 +132,7 @@ def run_of(
     axis = AXES[int(rng.integers(3))] if drift.kind in ("stuck", "bias", "ramp") else None
     placed = replace(drift, at_seconds=at, axis=axis)
     taking_over = _played(other, _shuffled(other, bouts(other, rng), rng)) if drift.kind == "subject" else None
-    whole = apply(whole, placed, rng, taking_over)
+    whole = whole if undrifted else apply(whole, placed, rng, taking_over)
     if not rotation_rate:
         values = whole.values.copy()
         values[:, ROTATION] = np.nan

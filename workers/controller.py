@@ -35,6 +35,9 @@ WAITING: Final = frozenset({"cooldown", "budget", "breaker", "hold", "uncertain"
 TRAINED: Final = frozenset({"rejected", "held"})
 FAILED: Final = frozenset({"training-failed", "deadline"})
 DAY_S: Final = 86_400.0
+# What a few minutes showed of a drift is looked at again once more readings have come, so often.
+LOOKED_AT: Final = frozenset({("not-needed", "champion-unhurt"), ("rejected", "not-better")})
+LOOKS: Final = 2
 UNSURE_SHARE: Final = 0.2  # of the cooldown, after a training that could not tell
 FAULT_LINGERS_S: Final = 60.0  # of event time: a detector's bouts reach back
 
@@ -50,6 +53,7 @@ class Policy:
     breaker_s: float = 6 * 3600.0
     period_s: float = 6 * 3600.0
     attempts: int = 3
+    look_s: float = 240.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class _Waiting:
     envelope: Envelope
     since: float
     reason: str
+    until: float = 0.0  # not to be looked at before
 
 
 class Controller:
@@ -98,6 +103,7 @@ class Controller:
         self.waiting: dict[str, _Waiting] = {}
         self.answered: dict[str, int] = {}  # decisions on each event so far
         self.uncertain: dict[str, int] = {}  # trainings of it that could not tell
+        self.looks: dict[str, int] = {}  # of each drift: ends of trainings that are looked at again
         self.settled: set[str] = set()
         self.trainings: list[float] = []  # when each ended, seconds since the epoch
         self.begun = 0.0  # when the first model was registered
@@ -110,7 +116,7 @@ class Controller:
         self.judged: set[str] = set()  # deployments with a verdict
         self.drifted: list[tuple[str, int, int]] = []  # device, partition, offset of each change
         self._drifts: dict[str, Envelope] = {}  # seen, and neither waiting nor settled
-        self._reasons: dict[str, tuple[float, str]] = {}  # of drifts that wait and were not seen yet
+        self._reasons: dict[str, tuple[float, str, float]] = {}  # of drifts that wait and were not seen yet
 
     # What the topics tell.
 
@@ -171,22 +177,28 @@ class Controller:
         if event.outcome in TRAINED or event.reason in FAILED:
             self.trainings.append(told.time.timestamp())
         self.unsure = event.outcome == "held" if event.outcome in TRAINED else self.unsure
+        looked_at = self.policy.mode == "driftloop" and (event.outcome, event.reason) in LOOKED_AT
+        again = [id for id in event.concerns if looked_at and self.looks.get(id, 0) < LOOKS]
         if event.outcome in ("rejected", "given-up") or event.reason in FAILED:
-            self.rejections += 1
+            # A second look at one drift is no second drift that cannot be healed.
+            self.rejections += not any(id in self.looks for id in event.concerns)
+        for id in again:
+            self.looks[id] = self.looks.get(id, 0) + 1
+            self._wait(id, event, event.ts + self.policy.look_s)
         if event.outcome in ("deferred", "held") and event.reason in WAITING:
             for id in event.concerns:
                 self._wait(id, event)
-        else:
+        elif not again:
             self._settle(event.concerns)
 
-    def _wait(self, id: str, event: DecisionMade) -> None:
+    def _wait(self, id: str, event: DecisionMade, until: float = 0.0) -> None:
         if id in self.waiting:
-            self.waiting[id].reason = event.reason
+            self.waiting[id].reason, self.waiting[id].until = event.reason, until
         elif (known := self._drifts.pop(id, None)) is not None:
-            self.waiting[id] = _Waiting(known, event.ts, event.reason)
+            self.waiting[id] = _Waiting(known, event.ts, event.reason, until)
         elif id not in self.settled:
-            since, _ = self._reasons.get(id, (event.ts, ""))
-            self._reasons[id] = (since, event.reason)
+            since, *_ = self._reasons.get(id, (event.ts,))
+            self._reasons[id] = (since, event.reason, until)
 
     def _settle(self, ids: Iterable[str]) -> None:
         for id in ids:
@@ -207,7 +219,7 @@ class Controller:
             return self.running
         if self.trainings and self._since_last(now) < self._cooldown():
             return "cooldown"
-        return "suspected" if self.waiting else "idle"
+        return "suspected" if any(item.until <= now for item in self.waiting.values()) else "idle"
 
     def answer(self, told: Envelope, now: float, ahead: Sequence[Envelope] = ()) -> Train | Decided | None:
         """What a drift event leads to; None if it was answered before (a second delivery) or is another model's.
@@ -235,12 +247,14 @@ class Controller:
         if (blocked := self._blocked(now)) is not None:
             reason, detail, numbers = blocked
             return Decided("deferred", reason, detail, (id,), numbers=numbers)
-        others = [] if self.policy.mode == "every-alarm" else [*self._joining(), *self._welcome(told, ahead)]
+        others = [] if self.policy.mode == "every-alarm" else [*self._joining(now), *self._welcome(told, ahead)]
         return Train(id, (told, *others), self.answered.get(id, 0))
 
     def due(self, now: float) -> Train | Decided | None:
         """What is to be done without a new event: a drift whose time has come, or the period's training."""
         for id, item in self.waiting.items():
+            if item.until > now:
+                continue
             assert isinstance(item.envelope.event, DriftDetected)
             if (refused := self._refused(item.envelope, item.envelope.event)) is not None:
                 return refused
@@ -250,9 +264,9 @@ class Controller:
         last = self.trainings[-1] if self.trainings else self.begun
         if self.policy.mode == "periodic" and self.registered and now - last >= self.policy.period_s:
             return Train(event_id("periodic", self.model, self.registered[-1].version, len(self.trainings)), ())
-        if not self.waiting or self._blocked(now) is not None:
+        joining = self._joining(now)
+        if not joining or self._blocked(now) is not None:
             return None
-        joining = self._joining()
         lead = joining[0].id
         return Train(lead, joining, self.answered.get(lead, 0), since=self.waiting[lead].since)
 
@@ -275,8 +289,11 @@ class Controller:
             }
         )
 
-    def _joining(self) -> tuple[Envelope, ...]:
-        order = sorted(self.waiting.values(), key=lambda item: (item.since, item.envelope.id))
+    def _joining(self, now: float) -> tuple[Envelope, ...]:
+        order = sorted(
+            (item for item in self.waiting.values() if item.until <= now),
+            key=lambda item: (item.since, item.envelope.id),
+        )
         return tuple(item.envelope for item in order)
 
     def _welcome(self, told: Envelope, ahead: Sequence[Envelope]) -> list[Envelope]:

@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 _POLL_S: Final = 1.5
 PAST_WINDOWS: Final = 60  # labelled, from before a drift, of which something can be said
+PAST_SPAN: Final = 6  # times a window's records: bouts differ by more than most drifts cost, so many are needed
 MIN_ACTIVITIES: Final = 2  # that a classifier can be trained on
 
 
@@ -138,7 +139,7 @@ def ranges_since(wanted: Wanted, settings: Settings) -> list[OffsetRange]:
 def past(window: TrainingWindow, previous: Sequence[TrainingWindow], settings: Settings) -> Piece | None:
     """The same devices before the window, as far as no version has learned from them; None if that is too little.
 
-    At most twice as many records as the window has: what a device did last year says nothing of its drift.
+    At most PAST_SPAN times as many records as the window has: what a device did last year says nothing of its drift.
     """
     names = devices_of(window)
     lows = {item.partition: item.start for item in end_ranges(settings, [item.partition for item in window.ranges])}
@@ -151,7 +152,7 @@ def past(window: TrainingWindow, previous: Sequence[TrainingWindow], settings: S
             for other in each.ranges
             if other.partition == item.partition and other.end <= item.start
         ]
-        start = max(lows[item.partition], item.start - 2 * (item.end - item.start), *learned, 0)
+        start = max(lows[item.partition], item.start - PAST_SPAN * (item.end - item.start), *learned, 0)
         if start < item.start:
             ranges.append(OffsetRange(item.partition, start, item.start))
     try:

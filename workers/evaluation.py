@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student
 
 from schemas.activity import SAMPLE_RATE_HZ
 from streams.windows import WINDOW, Floats, Ints
@@ -30,8 +31,8 @@ Mask = NDArray[np.bool_]
 Reason = Literal[
     "first-model", "better-on-recent", "not-better", "forgets-anchor", "class-floor", "uncertain", "no-held-out-data"
 ]
-BLOCK: Final = 8  # windows of one bout that are drawn together: 10 s, beyond which they tell something new
-DRAWN: Final = 1000
+# Windows of one bout that count as one observation, 30 s: in a bout a model is mostly right or mostly wrong.
+BLOCK: Final = 24
 
 
 def confusion(y_true: Ints, y_pred: Ints, classes: int) -> Ints:
@@ -96,6 +97,36 @@ def _split_by_time(labels: Ints, devices: NDArray[np.str_] | Ints, starts: Float
     return Split(train, held_out, "time")
 
 
+def halves(labels: Ints, devices: NDArray[np.str_] | Ints, starts: Floats, blocks: Ints, rows: Mask) -> list[Split]:
+    """Two splits that between them hold each window of `rows` out once: by device, or every other block of an activity.
+
+    labels, devices, starts, blocks, rows: (n,). What is not held out is learned from, but for windows that share
+    readings.
+    """
+    names = np.unique(devices[rows])
+    by_device = len(names) > 1 and not set(names.tolist()) & set(devices[~rows].tolist())
+    second = np.zeros(len(labels), np.bool_)
+    if by_device:
+        second = np.isin(devices, names[1::2])
+    else:
+        for label in np.unique(labels[rows]):
+            mine = rows & (labels == label)
+            numbers, first = np.unique(blocks[mine], return_index=True)
+            order = numbers[np.argsort(starts[mine][first], kind="stable")]
+            second |= mine & np.isin(blocks, order[1::2])
+    found = []
+    for half in (rows & ~second, rows & second):
+        near = half.copy()
+        for device in np.unique(devices[half]):
+            own = np.sort(starts[half & (devices == device)])
+            at = np.searchsorted(own, starts)
+            before, after = own[(at - 1).clip(0)], own[at.clip(max=len(own) - 1)]
+            gap = np.minimum(np.abs(starts - before), np.abs(starts - after))
+            near |= (devices == device) & (gap < WINDOW_S - ROUNDING_S)
+        found.append(Split(~near, half, "device" if by_device else "time"))
+    return [part for part in found if part.held_out.any()]
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Macro F1 on held-out windows: recent, on the drifted data; anchor, on data from before. None: no such windows."""
@@ -128,36 +159,52 @@ def blocks_of(bouts: Ints) -> Ints:
 
 
 def paired_interval(
-    labels: Ints, blocks: Ints, challenger: Ints, champion: Ints, seed: int, level: float = 0.95
+    labels: Ints, blocks: Ints, challenger: Ints, champion: Ints, level: float = 0.95
 ) -> tuple[float, float]:
-    """Bootstrap interval of the gain in macro F1, both models asked the same (n,) windows.
+    """Interval of the gain in macro F1, both models asked the same (n,) windows, so what both find hard cancels.
 
-    Blocks are drawn with replacement within each activity, the same for both, so what both find hard cancels. Raises
-    ValueError if there is nothing to draw from.
+    Blocks within activities are what varies: a stratified jackknife (Wolter, Introduction to Variance Estimation, 4.5)
+    and Student's t with as many degrees of freedom as there are blocks beyond one of each activity. An activity of one
+    block is taken to vary as the others do; where all are, nothing is known: (-1, 1). A bootstrap would call every
+    fifth of no gains sure where an activity has one to three blocks. Raises ValueError if there is nothing to compare.
     """
     if not len(labels):
         raise ValueError("no windows to compare on")
-    rng = np.random.default_rng(seed)
     classes = int(max(labels.max(), challenger.max(), champion.max())) + 1
     numbers, index = np.unique(blocks, return_inverse=True)
-    weight = np.zeros((DRAWN, len(numbers)))
     first = np.zeros(len(numbers), np.int64)
     first[index] = labels  # a block is of one bout, so of one activity
+    tables = np.zeros((2, len(numbers), classes, classes))
+    for table, answers in zip(tables, (challenger, champion), strict=True):
+        np.add.at(table, (index, labels, answers), 1)
+
+    def gain(counts: Floats) -> Floats:
+        hits, true, said = counts.diagonal(axis1=-2, axis2=-1), counts.sum(-1), counts.sum(-2)
+        with np.errstate(invalid="ignore"):
+            f1 = np.nanmean(np.where(true > 0, 2 * hits / (true + said), np.nan), -1)
+        return np.asarray(f1[0] - f1[1])
+
+    whole = tables.sum(1)
+    middle = float(gain(whole))
+    of_a_block, single = [], 0  # variance that an activity's blocks have each
+    variance, degrees = 0.0, 0
     for label in np.unique(first):
         mine = np.flatnonzero(first == label)
-        weight[:, mine] = rng.multinomial(len(mine), np.full(len(mine), 1 / len(mine)), DRAWN)
-
-    def drawn(answers: Ints) -> Floats:
-        table = np.zeros((len(numbers), classes, classes))
-        np.add.at(table, (index, labels, answers), 1)
-        counts = (weight @ table.reshape(len(numbers), -1)).reshape(DRAWN, classes, classes)
-        hits, true, said = counts.diagonal(axis1=1, axis2=2), counts.sum(2), counts.sum(1)
-        with np.errstate(invalid="ignore"):
-            f1 = 2 * hits / (true + said)
-        return np.asarray(np.nanmean(np.where(true > 0, f1, np.nan), 1))
-
-    low, high = np.quantile(drawn(challenger) - drawn(champion), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+        count = len(mine)
+        if count == 1:
+            single += 1
+            continue
+        own = tables[:, mine].sum(1)
+        without = (whole - own)[:, None] + count / (count - 1) * (own[:, None] - tables[:, mine])
+        spread = (count - 1) / count * float(((gain(without) - middle) ** 2).sum())
+        of_a_block.append(spread * count)
+        variance += spread
+        degrees += count - 1
+    if not degrees:
+        return -1.0, 1.0
+    variance += single * float(np.mean(of_a_block))
+    half = float(student.ppf((1 + level) / 2, degrees)) * variance**0.5
+    return middle - half, middle + half
 
 
 @dataclass(frozen=True, slots=True)

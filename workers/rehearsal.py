@@ -32,7 +32,7 @@ from streams.quality import Degraded
 from streams.replay import Replayed
 from streams.windows import NO_LABEL, Windows
 from workers.controller import Controller, Decided, Policy, Train
-from workers.dataset import PAST_WINDOWS, Piece, anchor_sample, piece_of, unlearned_from
+from workers.dataset import PAST_SPAN, PAST_WINDOWS, Piece, anchor_sample, piece_of, unlearned_from
 from workers.retrain_task import Decline, Declined
 from workers.trial import Model, predicted, run_trial
 
@@ -117,7 +117,7 @@ class _Loop:
     ) -> None:
         self.windows = windows
         self.device = device
-        self.anchor = list(anchor)
+        self.anchor = anchor_sample(anchor, settings.anchor_windows, settings.training_seed)
         self.settings = settings
         self.deploy_s = deploy_s
         self.most = most
@@ -214,7 +214,7 @@ class _Loop:
         """As `workers.dataset.past`."""
         learned = [item.end for each in self.controller.registered for item in each.window.ranges]
         [item] = window.ranges
-        start = max([item.start - 2 * (item.end - item.start), *(end for end in learned if end <= item.start)])
+        start = max([item.start - PAST_SPAN * (item.end - item.start), *(end for end in learned if end <= item.start)])
         windows = self.windows
         rows = (windows.first_offset >= start) & (windows.last_offset < item.start) & (windows.labels != NO_LABEL)
         if rows.sum() < PAST_WINDOWS:

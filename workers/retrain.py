@@ -299,6 +299,7 @@ def policy_of(settings: Settings) -> Policy:
         settings.breaker_rejections,
         settings.breaker_seconds,
         settings.retrain_period_seconds,
+        look_s=settings.look_seconds,
     )
 
 

@@ -30,7 +30,7 @@ class Triage:
 
     cause: Cause
     detail: str
-    fell: float = 0.0  # mean over activities of how much less often the champion names them right
+    fell: float = 0.0  # how much less often the champion names an activity right
     numbers: dict[str, float] = field(default_factory=dict)
 
 
@@ -65,11 +65,13 @@ def triage(
     """
     old, new = recall(*before), recall(*after)
     both = sorted(old.keys() & new.keys())
-    fell = float(np.mean([old[code] - new[code] for code in both])) if both else 0.0
+    # Mantel and Haenszel's difference: an activity of a few windows says little, and counts so.
+    weight = np.array([1 / (1 / (before[0] == code).sum() + 1 / (after[0] == code).sum()) for code in both])
+    fell = float(np.average([old[code] - new[code] for code in both], weights=weight)) if both else 0.0
     shift = moved(before[0], after[0]) if len(before[0]) else 0.0
     numbers = {"mix.moved": round(shift, 3), "recall.fell": round(fell, 4)}
     if both:
-        numbers |= {"recall.before": round(float(np.mean([old[code] for code in both])), 4)}
+        numbers |= {"recall.before": round(float(np.average([old[code] for code in both], weights=weight)), 4)}
     if drifts and all(drift.test == "adwin" for drift in drifts) and shift >= MIX_MOVED and fell < margin:
         detail = f"{shift:.0%} of the windows are of other activities; each is named as before"
         return Triage("changed-mix", detail, fell, numbers)

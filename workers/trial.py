@@ -25,15 +25,18 @@ from workers.evaluation import (
     blocks_of,
     class_f1,
     confusion,
+    halves,
     judge,
     macro_f1,
     paired_interval,
 )
 from workers.retrain_task import Decline
-from workers.training import Fitted, Labelled, candidates, fit_all, training_set
+from workers.training import Candidate, Fitted, Labelled, Mask, candidates, fit_all, training_set
 from workers.triage import Triage, triage
 
 _NO_ANSWER = len(ACTIVITIES)
+Interval = tuple[float, float]
+Judged = tuple[Verdict, dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,23 +134,30 @@ def run_trial(
             _decline_if_needless(champion, champion_scores, cause, settings)
 
     say("training")
-    rng = np.random.default_rng(seed)
-    if anchor:
-        table, codes, weight = training_set(labelled(anchor), labelled([recent]), names, rng)
-    else:
-        table, codes, weight = training_set(labelled([recent]), None, names, rng)
+    drawn = np.random.default_rng(seed).bit_generator.state
+
+    def learn(rows: Mask, untrained: Sequence[Candidate], failed: Callable[[str, Exception], None]) -> list[Fitted]:
+        """Candidates, of the anchor and these recent windows; the anchor's copy is turned the same each time."""
+        rng = np.random.default_rng()
+        rng.bit_generator.state = drawn
+        learned = Labelled(recent.values[rows], recent.labels[rows], recent.bouts[rows])
+        table, codes, weight = training_set(
+            labelled(anchor) if anchor else learned, learned if anchor else None, names, rng
+        )
+        return fit_all(
+            untrained,
+            table,
+            np.asarray(ACTIVITIES)[codes],
+            weight,
+            seed=seed,
+            failed=failed,
+            jobs=settings.train_jobs,
+            backend=settings.train_backend,
+            scheduler=settings.train_scheduler,
+        )
+
     failures: dict[str, str] = {}
-    fitted = fit_all(
-        candidates(seed),
-        table,
-        np.asarray(ACTIVITIES)[codes],
-        weight,
-        seed=seed,
-        failed=lambda name, error: failures.update({name: repr(error)[:300]}),
-        jobs=settings.train_jobs,
-        backend=settings.train_backend,
-        scheduler=settings.train_scheduler,
-    )
+    fitted = learn(recent.train, candidates(seed), lambda name, error: failures.update({name: repr(error)[:300]}))
     for name, error in failures.items():
         warn(name, error)
     if not fitted:
@@ -161,23 +171,30 @@ def run_trial(
     scores = {
         name: Scores(_f1(held_recent[1], mine), _f1(held_anchor[1], old)) for name, (mine, old) in answers.items()
     }
-    blocks = blocks_of(recent.bouts[recent.held_out])
 
-    said = {
-        name: _gate(
-            score, champion_scores, (held_recent[1], held_anchor[1]), answers[name], theirs, blocks, settings, seed
-        )
-        for name, score in scores.items()
-    }
+    def judged(score: Scores, of_champion: Scores | None, name: str, interval: Interval | None) -> Judged:
+        return _gate(score, of_champion, held_anchor[1], answers[name][1], theirs[1], interval, settings)
+
+    said = {name: judged(score, champion_scores, name, None) for name, score in scores.items()}
     # Of those that the gate lets through, the best; one that forgets must not stand in the way of one that does not.
     best = max(
         fitted,
         key=lambda item: (
-            ("rejected", "held", "promoted").index(said[item.name][0].outcome),
+            said[item.name][0].promote,
             (scores[item.name].recent or 0) + (scores[item.name].anchor or 0),
         ),
     )
     verdict, numbers = said[best.name]
+    if champion is not None and champion_scores is not None and verdict.promote:
+        # Chosen on some windows, proved on the others: the best of five on a few windows is often only the luckiest.
+        untrained = [item for item in candidates(seed) if item[0] == best.name]
+        rows, ours = _on_others(recent, lambda part: learn(part, untrained, _raise)[0].pipeline, names)
+        labels = recent.labels[rows]
+        old = predicted(champion.pipeline, features(recent.values[rows], champion.columns))
+        interval = paired_interval(labels, blocks_of(recent.bouts[rows]), ours, old)
+        proved = Scores(macro_f1(labels, ours), scores[best.name].anchor)
+        verdict, numbers = judged(proved, Scores(macro_f1(labels, old), champion_scores.anchor), best.name, interval)
+        numbers |= {"windows.recent": len(labels)}
     numbers |= {"seconds": round(time.monotonic() - begun, 1)}
     if cause is not None:
         numbers |= cause.numbers
@@ -197,26 +214,40 @@ def run_trial(
     )
 
 
+def _on_others(recent: Piece, learned: Callable[[Mask], Any], names: Sequence[str]) -> tuple[Mask, Ints]:
+    """The recent windows that no candidate was chosen on, and what a pipeline that has not seen them says of each.
+
+    learned: the pipeline of the anchor and these recent windows.
+    """
+    rows, answers = np.zeros(len(recent), np.bool_), np.full(len(recent), _NO_ANSWER)
+    for part in halves(recent.labels, recent.devices, recent.starts, blocks_of(recent.bouts), ~recent.held_out):
+        answers[part.held_out] = predicted(learned(part.train), features(recent.values[part.held_out], names))
+        rows |= part.held_out
+    return rows, answers[rows]
+
+
+def _raise(_: str, error: Exception) -> None:
+    raise error
+
+
 def _gate(
     score: Scores,
     champion: Scores | None,
-    labels: tuple[Ints, Ints],
-    ours: tuple[Ints, Ints],
-    theirs: tuple[Ints, Ints],
-    blocks: Ints,
+    labels: Ints,
+    ours: Ints,
+    theirs: Ints,
+    interval: Interval | None,
     settings: Settings,
-    seed: int,
-) -> tuple[Verdict, dict[str, float]]:
-    """What the gate says of a candidate, with its numbers. Pairs: recent, anchor. blocks: of the recent windows."""
+) -> Judged:
+    """What the gate says of a candidate, with its numbers. labels, ours, theirs: of the anchor's held-out windows."""
     numbers = _numbers("challenger", score)
-    interval, lost = None, None
-    if champion is not None and len(labels[0]):
-        interval = paired_interval(labels[0], blocks, ours[0], theirs[0], seed)
-        numbers |= _numbers("champion", champion)
-        numbers |= {"gain.low": round(interval[0], 4), "gain.high": round(interval[1], 4)}
-        numbers |= {"windows.recent": len(labels[0]), "windows.anchor": len(labels[1])}
-        if len(labels[1]):
-            now, then = class_f1(labels[1], ours[1]), class_f1(labels[1], theirs[1])
+    lost = None
+    if champion is not None:
+        numbers |= _numbers("champion", champion) | {"windows.anchor": len(labels)}
+        if interval is not None:
+            numbers |= {"gain.low": round(interval[0], 4), "gain.high": round(interval[1], 4)}
+        if len(labels):
+            now, then = class_f1(labels, ours), class_f1(labels, theirs)
             worst = max(then, key=lambda code: then[code] - now[code])
             lost = ACTIVITIES[worst], then[worst] - now[worst]
             numbers |= {f"lost.{lost[0]}": round(lost[1], 4)}

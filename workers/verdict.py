@@ -24,7 +24,7 @@ class Proof:
     numbers: dict[str, float] = field(default_factory=dict)
 
 
-def prove(labels: Ints, bouts: Ints, new: Ints, previous: Ints, *, margin: float, again: int, seed: int = 0) -> Proof:
+def prove(labels: Ints, bouts: Ints, new: Ints, previous: Ints, *, margin: float, again: int) -> Proof:
     """The verdict on labelled windows from after the training window.
 
     labels, bouts: (n,). new, previous: (n,) what the version in service and the one before it say. again: drifts of the
@@ -36,7 +36,7 @@ def prove(labels: Ints, bouts: Ints, new: Ints, previous: Ints, *, margin: float
             "no-effect", "no-labels", f"{len(labels)} labelled windows came; nothing shows that it helped", numbers
         )
     now, then = macro_f1(labels, new), macro_f1(labels, previous)
-    low, high = paired_interval(labels, blocks_of(bouts), new, previous, seed)
+    low, high = paired_interval(labels, blocks_of(bouts), new, previous)
     numbers |= {
         "after.new": round(now, 4),
         "after.previous": round(then, 4),

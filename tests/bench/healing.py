@@ -2,15 +2,19 @@
 
 The detector, controller, trainings and gate are those of the workers (`workers/rehearsal.py`); the clock is event time
 at one device's pace, and a training takes what it takes here. A run: a person's bouts calibrate (60 %), the others are
-played twice undrifted, then all, drifted. `before`: accuracy of the first model on undrifted readings; `during`: on the
-drifted readings behind the switch; `after`: of the version that serves then, on the same. Without a switch both are of
-all drifted readings. Policies: never, periodic (every 10 minutes), every-alarm (a training for each raw ADWIN alarm;
-two are done, the others counted).
+played twice undrifted, then all, drifted. `during`: accuracy of the first model on the drifted readings behind the last
+switch; `after`: of the version that serves then, on the same; `before`: of the first model on the same bouts, had they
+not drifted (where another person takes over: on the normal bouts). Without a switch all are of all that drifted.
+
+Policies, several by commas over the same runs: driftloop; never; periodic (every 10 minutes); every-alarm (a training
+for each raw ADWIN alarm; two are done, the others counted). `outcome` says what became of a drift: of those that cost
+at least 5 points, how many were regained, and why the others were not.
 """
 
 import json
 import re
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +41,8 @@ KINDS = {
     "subject": Drift("subject", 0, 0),
     "noise 0.3": Drift("noise", 0.3, 0),
 }
+POLICIES = ("driftloop", "never", "periodic", "every-alarm")
+HURT, REGAINED = 0.05, 0.03  # of accuracy: what a drift costs at least, how near to before is as good
 DEPLOY_S = 10.0  # from the gate's verdict to the switch, as `make demo` needs for MLflow and the rollout
 
 
@@ -57,12 +63,103 @@ def interval(values, seed=0):
     return [round(float(bound), 4) for bound in np.percentile(means, [2.5, 97.5])]
 
 
+def outcome_of(row, done, since):
+    """What became of a drift, in a word or two."""
+    if row["before"] - row["after"] <= REGAINED:
+        return "regained" if row["before"] - row["during"] > REGAINED else "hardly hurt"
+    if row["deployed_s"] is not None:
+        return "promoted, not enough"
+    ends = [f"{outcome}/{reason}" for ts, outcome, reason, _ in done.decisions if ts >= since]
+    if any(end.endswith("/quality") for end in ends):
+        return "sensor fault, not trained on"
+    if row["detected_s"] is None:
+        return "not detected"
+    return next((end for end in reversed(ends) if not end.startswith("deferred")), "no time left")
+
+
+def row_of(run, calm, done, champion, policy):
+    """What a run under a policy came to. calm: the windows had nothing drifted."""
+    drifted = run.windows.chosen(run.windows.start >= run.drift_ts)
+    since, serving = done.deployed[-1]
+    behind = drifted.chosen(drifted.start >= since) if since > run.drift_ts else drifted
+    if int((behind.labels != NO_LABEL).sum()) < 60:  # too few to say
+        behind = drifted
+    same = (calm.start >= behind.start[0] - 0.01) & (calm.end <= behind.end[-1] + 0.01)
+    if run.kind == "subject":  # what is asked of another person cannot be asked of this one
+        same = (calm.start >= run.from_ts) & (calm.end < run.drift_ts)
+    of_drift = [each for each in done.trainings if each.begun >= run.drift_ts]
+    trained = [each for each in of_drift if each.outcome in ("promoted", "held", "rejected")]
+    promoted = next((each for each in of_drift if each.model is not None), None)
+    early = [each for each in done.trainings if each.begun < run.drift_ts]
+    false = sum(each.outcome in ("promoted", "held", "rejected") for each in early)
+    if policy == "every-alarm":  # those that were not done, too
+        false = sum(run.from_ts <= ts < run.drift_ts for ts in set(done.detected))
+    hit = next((ts for ts in done.detected if ts >= run.drift_ts), None)
+    told = next((each for each in of_drift if each.reason), None)
+    row = {
+        "before": accuracy(champion, calm.chosen(same)),
+        "during": accuracy(champion, behind),
+        "after": accuracy(serving, behind),
+        "detected_s": None if hit is None else hit - run.drift_ts,
+        "decided_s": None if told is None else told.ended - run.drift_ts,
+        "registered_s": promoted.ended - run.drift_ts if promoted else None,
+        "deployed_s": promoted.ended + DEPLOY_S - run.drift_ts if promoted else None,
+        "trainings": len(trained),
+        "false_trainings": false,
+        "false_versions": sum(each.model is not None for each in early),
+        "normal_s": run.drift_ts - run.from_ts,
+        "played_s": float(run.windows.end[-1] - run.windows.start[0]),
+        "train_cpu_s": max((each.seconds for each in trained), default=None),
+    }
+    return row | {"outcome": outcome_of(row, done, run.drift_ts)}
+
+
+def figures_of(rows):
+    """The figures of a policy's runs."""
+    hours = sum(row["normal_s"] for row in rows) / 3600
+    hurt = [row for row in rows if row["before"] - row["during"] >= HURT]
+    learnable = [row for row in hurt if row["kind"] != "stuck"]
+    unhurt = [row for row in rows if row["before"] - row["during"] < 0.01]
+    switched = [row["deployed_s"] for row in rows if row["deployed_s"] is not None]
+    regained, of_learnable = (
+        [float(row["before"] - row["after"] <= REGAINED) for row in some] for some in (hurt, learnable)
+    )
+    figures = {
+        "false_retrains_per_device_day": sum(row["false_trainings"] for row in rows) / hours * 24,
+        "false_versions_per_device_day": sum(row["false_versions"] for row in rows) / hours * 24,
+        "normal_hours": hours,
+        "drifts_that_cost_5_points": len(hurt),
+        "regained_within_3_points": share(regained),
+        "regained_ci95": interval(regained),
+        "of_those_that_may_be_learned": len(learnable),
+        "learnable_regained": share(of_learnable),
+        "learnable_regained_ci95": interval(of_learnable),
+        "points_won_back": share([100 * (row["after"] - row["during"]) for row in learnable]),
+        "points_lost": share([100 * (row["before"] - row["during"]) for row in learnable]),
+        "worse_than_drifted_champion": sum(row["after"] < row["during"] - 1e-9 for row in rows),
+        "worst_loss": min(row["after"] - row["during"] for row in rows),
+        "drifts_that_cost_less_than_1_point": len(unhurt),
+        "of_these_without_a_new_version": share([float(row["deployed_s"] is None) for row in unhurt]),
+        "median_deployed_s": float(np.median(switched)) if switched else None,
+        "trainings": sum(row["trainings"] for row in rows),
+        "most_anchor_lost": max(row["anchor_lost"] for row in rows),
+        "times_real_time": sum(row["played_s"] for row in rows) / sum(row["cpu_s"] for row in rows),
+    }
+    for outcome, count in Counter(row["outcome"] for row in hurt).most_common():
+        figures[f"of those that cost 5 points, {outcome}"] = count
+    for name in dict.fromkeys(row["kind"] for row in rows):
+        mine = [row for row in rows if row["kind"] == name]
+        means = [round(share([row[key] for row in mine]), 4) for key in ("before", "during", "after")]
+        figures[f"{name}: before, during, after"] = means
+    return figures
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--data", type=Path, required=True, help="MotionSense: zip or folder")
     arguments.add_argument("--reference", default="1-12", help="people whom profile and first model learn from")
     arguments.add_argument("--subjects", default="13-18", help="people who are monitored")
-    arguments.add_argument("--policy", choices=["driftloop", "never", "periodic", "every-alarm"], default="driftloop")
+    arguments.add_argument("--policy", default="driftloop", help=f"by commas, of {', '.join(POLICIES)}")
     arguments.add_argument("--kinds", default=",".join(KINDS), help="drifts, by commas")
     arguments.add_argument("--seed", type=int, default=1, help="the first seed")
     arguments.add_argument(
@@ -72,7 +169,10 @@ def main() -> None:
     given = arguments.parse_args()
     learned, tested = parse_subjects(given.reference), parse_subjects(given.subjects)
     people = {int(re.sub(r"\D", "", each.device)): each for each in recordings(given.data, {*learned, *tested})}
-    settings = Settings(_env_file=None, retrain_policy=given.policy, retrain_period_seconds=600)
+    policies = given.policy.split(",")
+    if unknown := set(policies) - set(POLICIES):
+        arguments.error(f"--policy: {', '.join(sorted(unknown))} is none of {', '.join(POLICIES)}")
+    settings = Settings(_env_file=None, retrain_period_seconds=600)
 
     began = time.perf_counter()
     parts = {people[number].device: windows_of(people[number]) for number in learned}
@@ -83,12 +183,9 @@ def main() -> None:
     print(f"first model: {first.best.name}, macro F1 {first.scores[first.best.name].recent:.3f}, "
           f"{time.perf_counter() - began:.0f} s")  # fmt: skip
 
-    if given.policy == "every-alarm":
-        kind = DETECTORS["raw"]
-    else:
-        kind = Confirmed("standard", "model")
-        kind.adopt("bench", backtest.reference_profile([people[number] for number in learned], given.seed))
-        kind.measure(np.zeros((1, 128, 12)))
+    confirmed = Confirmed("standard", "model")
+    confirmed.adopt("bench", backtest.reference_profile([people[number] for number in learned], given.seed))
+    confirmed.measure(np.zeros((1, 128, 12)))
 
     def anchor_accuracy(model):
         return float((predicted(model.pipeline, table) == labels).mean())
@@ -99,80 +196,25 @@ def main() -> None:
             other = people[tested[(place + 1) % len(tested)]]
             for name in given.kinds.split(","):
                 run = backtest.run_of(people[number], KINDS[name], seed, other, "dev")
-                light = backtest.measured(kind, run)
-                begun = time.process_time()
-                found = backtest.play(kind, light if kind.measure is not None else run)
-                device = people[number].device
-                most = 2 if given.policy == "every-alarm" else 10**9
-                done = rehearse(
-                    run.windows, found, device, champion, anchor, policy_of(settings), settings,
-                    deploy_s=DEPLOY_S, most=most,
-                )  # fmt: skip
-                computing = time.process_time() - begun
-                played = float(run.windows.end[-1] - run.windows.start[0])
-                normal = run.windows.chosen((run.windows.start >= run.from_ts) & (run.windows.end < run.drift_ts))
-                drifted = run.windows.chosen(run.windows.start >= run.drift_ts)
-                since, serving = done.deployed[-1]
-                behind = drifted.chosen(drifted.start >= since) if since > run.drift_ts else drifted
-                if int((behind.labels != NO_LABEL).sum()) < 60:  # too few to say
-                    behind = drifted
-                of_drift = [each for each in done.trainings if each.begun >= run.drift_ts]
-                trained = [each for each in of_drift if each.outcome in ("promoted", "held", "rejected")]
-                promoted = next((each for each in of_drift if each.model is not None), None)
-                early = [each for each in done.trainings if each.begun < run.drift_ts]
-                false = sum(each.outcome in ("promoted", "held", "rejected") for each in early)
-                if given.policy == "every-alarm":  # those that were not done, too
-                    false = sum(run.from_ts <= ts < run.drift_ts for ts in set(done.detected))
-                hit = next((ts for ts in done.detected if ts >= run.drift_ts), None)
-                last = next((each for each in reversed(done.decisions) if each[0] >= run.drift_ts), None)
-                told = [each for each in of_drift if each.reason]
-                rows.append(
-                    {
-                        "kind": name,
-                        "subject": number,
-                        "seed": seed,
-                        "before": accuracy(champion, normal),
-                        "during": accuracy(champion, behind),
-                        "after": accuracy(serving, behind),
-                        "detected_s": None if hit is None else hit - run.drift_ts,
-                        "decided_s": told[0].ended - run.drift_ts if told else None,
-                        "registered_s": promoted.ended - run.drift_ts if promoted else None,
-                        "deployed_s": promoted.ended + DEPLOY_S - run.drift_ts if promoted else None,
-                        "trainings": len(trained),
-                        "false_trainings": false,
-                        "false_versions": sum(each.model is not None for each in early),
-                        "normal_s": run.drift_ts - run.from_ts,
-                        "played_s": played,
-                        "cpu_s": computing,
-                        "train_cpu_s": max((each.seconds for each in trained), default=None),
-                        "anchor_lost": anchor_accuracy(champion) - anchor_accuracy(serving),
-                        "ended_as": "" if last is None else f"{last[1]}/{last[2]}",
-                    }
-                )
-                print(json.dumps(rows[-1]), flush=True)
-    hours = sum(row["normal_s"] for row in rows) / 3600
-    hurt = [row for row in rows if row["before"] - row["during"] >= 0.05]
-    unhurt = [row for row in rows if row["before"] - row["during"] < 0.01]
-    regained = [float(row["before"] - row["after"] <= 0.03) for row in hurt]
-    switched = [row for row in rows if row["deployed_s"] is not None]
-    figures = {
-        "false_retrains_per_device_day": sum(row["false_trainings"] for row in rows) / hours * 24,
-        "false_versions_per_device_day": sum(row["false_versions"] for row in rows) / hours * 24,
-        "normal_hours": hours,
-        "drifts_that_cost_5_points": len(hurt),
-        "regained_within_3_points": share(regained),
-        "regained_ci95": interval(regained),
-        "worse_than_drifted_champion": sum(row["after"] < row["during"] - 1e-9 for row in rows),
-        "drifts_that_cost_less_than_1_point": len(unhurt),
-        "of_these_without_a_new_version": share([float(row["deployed_s"] is None) for row in unhurt]),
-        "median_deployed_s": float(np.median([row["deployed_s"] for row in switched])) if switched else None,
-        "most_anchor_lost": max(row["anchor_lost"] for row in rows),
-        "times_real_time": sum(row["played_s"] for row in rows) / sum(row["cpu_s"] for row in rows),
-    }
-    for name in given.kinds.split(","):
-        mine = [row for row in rows if row["kind"] == name]
-        means = [round(share([row[key] for row in mine]), 4) for key in ("before", "during", "after")]
-        figures[f"{name}: before, during, after"] = means
+                calm = backtest.run_of(people[number], KINDS[name], seed, other, "dev", undrifted=True).windows
+                for policy in policies:
+                    kind = DETECTORS["raw"] if policy == "every-alarm" else confirmed
+                    begun = time.process_time()
+                    found = backtest.play(kind, run if kind.measure is None else backtest.measured(kind, run))
+                    chosen = settings.model_copy(update={"retrain_policy": policy})
+                    done = rehearse(
+                        run.windows, found, people[number].device, champion, anchor, policy_of(chosen), chosen,
+                        deploy_s=DEPLOY_S, most=2 if policy == "every-alarm" else 10**9,
+                    )  # fmt: skip
+                    told = {"policy": policy, "kind": name, "subject": number, "seed": seed}
+                    row = told | row_of(run, calm, done, champion, policy) | {"cpu_s": time.process_time() - begun}
+                    row["anchor_lost"] = anchor_accuracy(champion) - anchor_accuracy(done.deployed[-1][1])
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+    figures = {}
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        found = figures_of([row for row in rows if row["policy"] == policy])
+        figures |= found if policies == [policy] else {f"{policy}: {key}": value for key, value in found.items()}
     told = {key: str(value) for key, value in vars(given).items() if key not in ("json", "data", "also")}
     show(Measurement("healing", told, figures, rows), given.json)
 

@@ -12,7 +12,6 @@ import signal
 import sys
 import tempfile
 import time
-import uuid
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,19 +19,18 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from deploy.local.stack import Stack
 from schemas.activity import ACTIVITIES
 from schemas.envelope import envelope
 from schemas.events import DecisionMade, ModelRegistered, Position
 from schemas.failpoints import VARIABLE
 from schemas.settings import Settings
 from schemas.topology import DECISIONS, DRIFT, MODEL_REGISTERED
-from streams import topics
 from streams.inject import apply, parse_drift
 from streams.producer import produce
 from streams.replay import end_ranges
 from streams.simulator import simulate
 from tests.bench.report import Measurement, parser, show
+from tests.chaos.rollouts import world
 from tests.integration import worker_processes as workers
 from tests.unit.controlling import drift
 from workers import registry
@@ -78,29 +76,10 @@ def jobs(settings: Settings) -> list[psutil.Process]:
 def measure(folder: Path, kills: int, seed: int, minutes: float) -> Measurement:
     rng = random.Random(seed)
     rows, ids = [], []
-    with ExitStack() as left:
-        stack = Stack(folder / "stack", Settings(_env_file=None))
-        left.callback(stack.down)
-        addresses = stack.up([], services={"kafka", "mlflow"})
-        base = Settings(
-            _env_file=None,
-            home=folder / "home",
-            namespace=f"k{uuid.uuid4().hex[:6]}.",
-            model=f"m{uuid.uuid4().hex[:8]}",
-            kafka_bootstrap=addresses["DRIFTLOOP_KAFKA_BOOTSTRAP"],
-            mlflow_tracking_uri=addresses["MLFLOW_TRACKING_URI"],
-            first_windows=300,
-            recent_windows=90,
-            recent_activities=4,
-            cooldown_seconds=1,
-            daily_trainings=10_000,
-            breaker_rejections=10_000,
-            retrain_policy="driftloop",
-            promote_margin=0.0,
-            anchor_loss=1.0,
-            class_loss=1.0,
-        )
-        topics.create(base)
+    patient = {"cooldown_seconds": 1, "daily_trainings": 10_000, "breaker_rejections": 10_000}
+    lenient = {"promote_margin": 0.0, "anchor_loss": 1.0, "class_loss": 1.0}
+    few = {"first_windows": 300, "recent_windows": 90, "recent_activities": 4}
+    with world(folder, **few, **patient, **lenient) as base, ExitStack() as left:
         log = folder / "retrain.log"
         slots = {slot: workers.changed(base, slot=slot) for slot in ("1", "2")}
         running = {}

@@ -76,7 +76,7 @@ def told(event, id="an-event", at=0.0):
 
 
 class World:
-    """A worker's life in miniature. ends: what a training comes to: `promoted`, `rejected`, `uncertain`."""
+    """A worker's life in miniature. ends: what a training comes to: `promoted`, `rejected`, `uncertain`, `unhurt`."""
 
     def __init__(self, policy: Policy = DEFAULT, ends: Callable[[Train], str] = lambda _: "promoted") -> None:
         self.policy = policy
@@ -141,7 +141,8 @@ class World:
             self.publish(made, event_id("registered", answer.lead), self.now)
             self.decide("promoted", "better-on-recent", ids or [answer.lead], answer.attempt, about="promote")
         else:
-            outcome, reason = ("held", "uncertain") if end == "uncertain" else ("rejected", "not-better")
+            ends = {"uncertain": ("held", "uncertain"), "unhurt": ("not-needed", "champion-unhurt")}
+            outcome, reason = ends.get(end, ("rejected", "not-better"))
             self.decide(outcome, reason, ids or [answer.lead], answer.attempt)
 
     def decide(self, outcome, reason, concerns, attempt=0, cause=None, about="retrain"):

@@ -73,7 +73,31 @@ def test_after_three_trainings_for_nothing_the_breaker_opens_and_later_lets_one_
     assert {each.reason for each in world.decisions[3:]} == {"breaker"}
     world.consume([], until=4500)
     assert len(world.trained) == 4, "one is tried when the time is over"
-    assert [each.id for each in world.trained[-1].drifts] == ["d3", "d4", "d5", "d6", "d7"]
+    assert [each.id for each in world.trained[-1].drifts] == [f"d{number}" for number in range(8)]
+
+
+def test_a_drift_that_did_not_hurt_is_looked_at_again_once_more_readings_have_come():
+    """Five minutes may hold none of the bouts that a drift hurts; whoever settles it then leaves the loss for good."""
+    hurts = iter(("unhurt", "promoted"))
+    world = World(ends=lambda _: next(hurts))
+    one = told(drift(), "one")
+    world.consume([(0, one), (100, one)], until=200)
+    assert len(world.trained) == 1, "not before its time, and not for a second delivery"
+    assert world.controller.state(200) in ("idle", "cooldown")
+    world.restart()
+    world.consume([], until=2000)
+    assert [(train.lead, train.attempt) for train in world.trained] == [("one", 0), ("one", 1)]
+    assert not world.controller.waiting
+
+
+@pytest.mark.parametrize("end", ["unhurt", "rejected"])
+def test_a_drift_is_looked_at_again_twice_and_then_settled(end):
+    """And its second looks are no further drifts that cannot be healed: they open no breaker."""
+    world = World(ends=lambda _: end)
+    world.consume([(0, told(drift(), "one"))], until=10_000)
+    assert len(world.trained) == 3
+    assert not world.controller.waiting
+    assert world.controller.rejections == (end == "rejected")
 
 
 def test_the_days_budget_ends_trainings_until_the_next_day():

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from streams.windows import HOP, WINDOW
-from workers.evaluation import Scores, blocks_of, confusion, judge, macro_f1, paired_interval, split
+from workers.evaluation import Scores, blocks_of, confusion, halves, judge, macro_f1, paired_interval, split
 from workers.figures import confusion_figure, drift_effects, feature_figure
 
 MARGIN, ANCHOR_LOSS = 0.02, 0.03
@@ -169,8 +169,8 @@ def test_a_gain_that_a_few_windows_show_is_held_and_not_promoted():
     labels = np.repeat(np.arange(3), 10)
     champion, challenger = labels.copy(), labels.copy()
     champion[[0, 12, 21]] = 2 - champion[[0, 12, 21]]
-    low, high = paired_interval(labels, blocks_of(np.arange(30) // 5), challenger, champion, 0)
-    assert low == 0.0 < high
+    low, high = paired_interval(labels, blocks_of(np.arange(30) // 5), challenger, champion)
+    assert low < 0.0 < high
     held = judge(Scores(0.95, 0.9), Scores(0.9, 0.9), 0.02, 0.01, interval=(-0.01, 0.1))
     assert (held.outcome, held.reason) == ("held", "uncertain")
     assert not held.promote
@@ -186,17 +186,61 @@ def test_the_interval_is_paired_so_what_both_find_hard_does_not_widen_it():
     fixed = np.flatnonzero(hard)[::4]
     better[fixed] = labels[fixed]
     blocks = blocks_of(np.arange(len(labels)) // 20)
-    low, high = paired_interval(labels, blocks, better, champion, 0)
+    low, high = paired_interval(labels, blocks, better, champion)
     gain = macro_f1(labels, better) - macro_f1(labels, champion)
     assert 0 < low < gain < high
-    assert paired_interval(labels, blocks, champion, champion, 0) == (0.0, 0.0)
-    assert paired_interval(labels, blocks, better, champion, 0) == (low, high), "the same seed, the same interval"
+    assert paired_interval(labels, blocks, champion, champion) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_of_versions_that_are_no_better_at_most_one_in_twenty_looks_surely_better(most):
+    """Blocks of one bout go right or wrong together; with few of them luck looks like skill."""
+    rng = np.random.default_rng(3)
+    worlds, sure = 400, 0
+    for _ in range(worlds):
+        activities = np.repeat(np.arange(5), rng.integers(1, most + 1, 5))
+        labels, blocks = np.repeat(activities, 8), np.arange(8 * len(activities)) // 8
+        hard = rng.beta(0.4, 1.6, len(activities))
+        answers = [
+            np.where(
+                rng.random(len(labels)) < np.repeat(hard + 0.3 * rng.standard_normal(len(hard)), 8),
+                (labels + rng.integers(1, 5, len(labels))) % 5,
+                labels,
+            )
+            for _ in range(2)
+        ]
+        sure += paired_interval(labels, blocks, *answers)[0] > 0
+    assert sure / worlds <= 0.05
+
+
+def test_activities_of_a_single_block_each_prove_nothing():
+    """There is nothing to tell how much a block varies."""
+    labels = np.repeat(np.arange(5), 8)
+    assert paired_interval(labels, labels, labels, (labels + 1) % 5) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(("devices", "by"), [(1, "time"), (8, "device")])
+def test_halves_hold_each_window_out_once_and_share_no_reading_with_what_is_learned(devices, by):
+    """What proves a version must be all that was not chosen on, and nothing that it has learned."""
+    labels, names, starts = recording(devices)
+    rows = ~split(labels, names, starts, seed=0).held_out
+    blocks = np.arange(len(labels)) // 5
+    parts = halves(labels, names, starts, blocks, rows)
+    assert {part.by for part in parts} == {by}
+    np.testing.assert_array_equal(parts[0].held_out.astype(int) + parts[1].held_out, rows)
+    for part in parts:
+        assert 0.3 < part.held_out.sum() / rows.sum() < 0.7
+        for device in np.unique(names):
+            mine = names == device
+            learned, scored = starts[mine & part.train], starts[mine & part.held_out]
+            if len(learned) and len(scored):
+                assert np.abs(learned[:, None] - scored).min() >= WINDOW / 50 - 0.01
 
 
 def test_a_block_is_a_few_windows_of_one_bout():
     """Neighbouring windows share readings: drawn one by one they would pretend to be independent."""
-    blocks = blocks_of(np.repeat([0, 1], [10, 3]))
-    assert blocks.tolist() == [0] * 8 + [1] * 2 + [2] * 3
+    blocks = blocks_of(np.repeat([0, 1], [28, 3]))
+    assert blocks.tolist() == [0] * 24 + [1] * 4 + [2] * 3
 
 
 def test_a_challenger_that_forgets_one_activity_is_rejected_whatever_the_mean_says():

@@ -51,3 +51,14 @@ def test_what_may_be_learned_is_named_for_what_it_is(event, known, named):
 def test_a_drift_that_nothing_explains_is_not_given_a_cause():
     """A made-up cause is worse than none."""
     assert cause([drift()], errs=0.05) == "unknown"
+
+
+def test_an_activity_of_two_windows_does_not_decide_whether_a_drift_hurts():
+    """One stumble on the stairs would cost a training, or, the other way about, hide that walking is lost."""
+    before = np.repeat([0, 4], [100, 100])
+    after = np.repeat([0, 4], [2, 100])
+    answers = after.copy()
+    answers[0] = 1
+    assert triage([drift()], (DEVICE,), (before, before), (after, answers), 0.02).fell < 0.02
+    answers[2:12] = 3
+    assert triage([drift()], (DEVICE,), (before, before), (after, answers), 0.02).fell > 0.09
