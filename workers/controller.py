@@ -44,7 +44,10 @@ FAULT_LINGERS_S: Final = 60.0  # of event time: a detector's bouts reach back
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How willing the controller is. Seconds; trainings a day; rejections in a row that open the breaker."""
+    """How willing the controller is. Seconds; trainings a day; rejections in a row that open the breaker.
+
+    look_s: after which a drift that did not hurt, or was not healed, is looked at again.
+    """
 
     mode: Mode = "driftloop"
     cooldown_s: float = 300.0

@@ -50,7 +50,10 @@ class Model:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What came of it. numbers: the gate's, for a decision. examples: held-out recent rows of `names`."""
+    """What came of it. scores, champion: on the held-out windows that the best was chosen on.
+
+    numbers: the gate's, for a decision, on the other windows. examples: held-out recent rows of `names`.
+    """
 
     names: Sequence[str]
     fitted: Sequence[Fitted]

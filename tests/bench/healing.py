@@ -93,7 +93,7 @@ def row_of(run, calm, done, champion, policy):
     early = [each for each in done.trainings if each.begun < run.drift_ts]
     false = sum(each.outcome in ("promoted", "held", "rejected") for each in early)
     if policy == "every-alarm":  # those that were not done, too
-        false = sum(run.from_ts <= ts < run.drift_ts for ts in set(done.detected))
+        false = sum(bool(run.from_ts <= ts < run.drift_ts) for ts in set(done.detected))
     hit = next((ts for ts in done.detected if ts >= run.drift_ts), None)
     told = next((each for each in of_drift if each.reason), None)
     row = {
