@@ -47,6 +47,7 @@ HOP_S: Final = 1.28
 CALIBRATING_WINDOWS: Final = 4  # a bout of fewer tells a device's own centre nothing
 COUNTED_WINDOWS: Final = 5  # nor is it evidence
 DOUBT: Final = 0.05  # an activity with so much probability over a bout may be what it shows
+SURE: Final = 0.75  # a bout that has less of its activity's probability is no evidence: most false alarms came of such
 CANDIDATE_S: Final = 300.0
 COOLDOWN_S: Final = 300.0
 RESIDUAL_CLIP: Final = 5.0
@@ -280,11 +281,17 @@ class ConfirmedDetector:
         measures, adwins = windows.measures[row].tolist(), self.adwins
         flagged = []
         if expected is not None:
-            for column, (centre, sd) in enumerate(expected.numbers):
+            for column, (value, (centre, sd), adwin) in enumerate(
+                zip(measures, expected.numbers, adwins, strict=False)
+            ):
                 if frozen is not None and frozen[column]:
                     continue
-                residual = (measures[column] - centre) / sd
-                if adwins[column].update(max(-RESIDUAL_CLIP, min(residual, RESIDUAL_CLIP))):
+                residual = (value - centre) / sd
+                if residual > RESIDUAL_CLIP:
+                    residual = RESIDUAL_CLIP
+                elif residual < -RESIDUAL_CLIP:
+                    residual = -RESIDUAL_CLIP
+                if adwin.update(residual):
                     flagged.append((column, self._flag(column, 0)))
         if self.kind.classifier is not None:
             probabilities = measures[WIDTH:]
@@ -353,7 +360,12 @@ class ConfirmedDetector:
         return [replace(change, epoch=self.epoch) for change in alarm]
 
     def _evidence(self, bout: Bout) -> Evidence | None:
-        """What a bout says, on the doubt that it may show another activity: the one that makes it least surprising."""
+        """What a bout says, on the doubt that it may show another activity: the one that makes it least surprising.
+
+        None where the doubt is too large, or nothing is known of what it may be.
+        """
+        if bout.believed[bout.activity] < SURE * bout.seen:
+            return None
         found: list[Evidence] = []
         likely = np.flatnonzero(bout.believed > DOUBT * bout.seen).tolist()
         for activity in dict.fromkeys([bout.activity, *likely]):

@@ -45,7 +45,7 @@ _BANDS: Final = tuple(f"band_{low}_{min(high, 25.0)}" for low, high in pairwise(
 # Fewer products enter an autocorrelation at a longer lag.
 _UNBIASED: Final = WINDOW / (WINDOW - np.arange(STRIDE_LAGS.stop))
 # So many windows stay in a core's cache together; it also bounds the memory of a training.
-_BLOCK: Final = 128
+_BLOCK: Final = 64
 
 
 def features(values: Floats, names: Sequence[str] | None = None) -> Floats:
@@ -333,3 +333,8 @@ def _lag_name(lag: int) -> str:
 _RESTING: Final = np.zeros((1, len(CHANNEL_NAMES), WINDOW))
 FEATURES_WITHOUT_ROTATION: Final[tuple[str, ...]] = tuple(_columns(_RESTING, turning=False))
 FEATURES: Final[tuple[str, ...]] = tuple(_columns(_RESTING, turning=True))
+# Those that stay the same however the sensor is turned. Which activity it is, they tell of people never seen where the
+# others mislead: they know a pocket, not a person.
+FEATURES_WITHOUT_AXES: Final[tuple[str, ...]] = tuple(
+    name for name in FEATURES if not {"x", "y", "z"} & set(name.split("."))
+)

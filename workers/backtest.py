@@ -16,21 +16,20 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.random import Generator
 
-from schemas.activity import ACTIVITIES, ROTATION, SAMPLE_RATE_HZ
+from schemas.activity import ROTATION, SAMPLE_RATE_HZ
 from schemas.settings import Settings
 from streams.confirmed import Confirmed
 from streams.detectors import kind_of
 from streams.drift import Change, Kind
-from streams.features import FEATURES
 from streams.inject import AXES, Drift, apply
-from streams.measures import WIDTH, completed
+from streams.measures import WIDTH
 from streams.motionsense import recordings
 from streams.profile import Profile
 from streams.quality import Degraded
 from streams.recording import BOUT_SECONDS, SHORTEST_BOUT_SECONDS, TRIMMED_SECONDS, Recording, shuffled_apart, spans
 from streams.windows import NO_LABEL, Ints, Readings, Windows, cut, empty_readings, no_windows
-from workers.reference import linear_of, make_profile
-from workers.training import Labelled, bouts_of, candidates, fit, training_set
+from workers.reference import make_profile
+from workers.training import bouts_of
 
 Protocol = Literal["strict", "dev"]
 
@@ -174,10 +173,7 @@ def reference_profile(people: Sequence[Recording], seed: int) -> Profile:
     labels: Ints = np.concatenate([part.labels for part in parts])
     names = np.concatenate(devices)
     numbers = bouts_of(labels, names, np.concatenate([part.start for part in parts]))
-    values = completed(values)
-    table, codes, weight = training_set(Labelled(values, labels, numbers), None, FEATURES, rng)
-    pipeline = fit(dict(candidates(seed))["logistic-regression"], table, np.asarray(ACTIVITIES)[codes], weight, seed)
-    return make_profile(values, labels, names, numbers, linear_of(pipeline, FEATURES))
+    return make_profile(values, labels, names, numbers, seed)
 
 
 def measured(kind: Kind, run: Run) -> Run:

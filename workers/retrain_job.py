@@ -37,7 +37,6 @@ from workers.logs import configure_logging
 from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Decline, Declined, Result, Task, ToProve
 
 if TYPE_CHECKING:
-    from workers.training import Fitted
     from workers.trial import Model
 
 log = structlog.get_logger()
@@ -246,7 +245,7 @@ def _train(task: Task, settings: Settings, pinned: _Pinned, client: Any, folder:
     if not verdict.promote:
         _patiently(folder, lambda: registry.record_rejected(training, settings.model))
         return Result(declined=decision)
-    profile = _profile([*pinned.anchor, pinned.recent], trial.fitted, trial.names)
+    profile = _profile([*pinned.anchor, pinned.recent], pinned.seed)
     draft = ModelRegistered(
         model=settings.model,
         version="0",
@@ -271,7 +270,7 @@ def _train(task: Task, settings: Settings, pinned: _Pinned, client: Any, folder:
         window=pinned.window,
         digest="",
         caused_by=task.caused_by,
-        profile=None if profile is None else PROFILE,
+        profile=PROFILE,
     )
 
     def registered() -> ModelRegistered:
@@ -283,17 +282,11 @@ def _train(task: Task, settings: Settings, pinned: _Pinned, client: Any, folder:
     return Result(_patiently(folder, registered), decision)
 
 
-def _profile(pieces: Sequence[Piece], fitted: Sequence[Fitted], names: Sequence[str]) -> bytes | None:
-    """The reference profile of all the training has seen, held-out windows too: they are recordings like the others.
-
-    None if the linear candidate could not be trained.
-    """
+def _profile(pieces: Sequence[Piece], seed: int) -> bytes:
+    """The reference profile of all the training has seen, held-out windows too: they are recordings like the others."""
     from streams.profile import encode
-    from workers.reference import linear_of, make_profile
+    from workers.reference import make_profile
 
-    linear = next((item.pipeline for item in fitted if item.name == "logistic-regression"), None)
-    if linear is None:
-        return None
     offsets = np.cumsum([0, *(int(piece.bouts.max()) + 1 for piece in pieces)])
     return encode(
         make_profile(
@@ -301,7 +294,7 @@ def _profile(pieces: Sequence[Piece], fitted: Sequence[Fitted], names: Sequence[
             np.concatenate([piece.labels for piece in pieces]),
             np.concatenate([piece.devices for piece in pieces]),
             np.concatenate([piece.bouts + offsets[i] for i, piece in enumerate(pieces)]),
-            linear_of(linear, names),
+            seed,
         )
     )
 
