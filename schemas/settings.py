@@ -116,7 +116,9 @@ class Settings(BaseSettings):
     anchor_loss: float = Field(0.01, ge=0, le=1, description="anchor macro F1 that it may lose")
     class_loss: float = Field(0.1, ge=0, le=1, description="anchor F1 that it may lose in any one activity")
     anchor_windows: int = Field(6_000, ge=100, description="windows from before a drift that are kept with a model")
-    verdict_windows: int = Field(100, ge=20, description="labelled windows after which a new version is proved or not")
+    verdict_windows: int = Field(
+        100, ge=20, description="labelled windows from which a new version is judged, as soon as they are sure"
+    )
     verdict_seconds: float = Field(1800, ge=0, description="after a deployment, when it is judged by what there is")
     training_seed: int = Field(0, ge=0, description="added to the seed that each job derives from its event's id")
 

@@ -89,6 +89,8 @@ def _prove(proof: ToProve, settings: Settings, client: Any, folder: Path) -> Res
     except Decline as decline:
         return Result(declined=decline.declined)
     said = prove(piece.labels, piece.bouts, new, previous, margin=settings.promote_margin, again=proof.again)
+    if not said.sure and not proof.final:
+        return Result(not_yet=True)
     return Result(declined=Declined(said.outcome, said.reason, said.detail, said.numbers))
 
 

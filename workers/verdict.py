@@ -22,6 +22,7 @@ class Proof:
     reason: Literal["better-after", "no-better", "worse-after", "no-labels", "superseded"]
     detail: str
     numbers: dict[str, float] = field(default_factory=dict)
+    sure: bool = True  # more readings would say the same
 
 
 def prove(labels: Ints, bouts: Ints, new: Ints, previous: Ints, *, margin: float, again: int) -> Proof:
@@ -49,4 +50,4 @@ def prove(labels: Ints, bouts: Ints, new: Ints, previous: Ints, *, margin: float
         return Proof("harmed", "worse-after", told, numbers)
     if low > 0 and now - then >= margin:
         return Proof("helped", "better-after", told, numbers)
-    return Proof("no-effect", "no-better", told, numbers)
+    return Proof("no-effect", "no-better", told, numbers, sure=-margin < low and high < margin)

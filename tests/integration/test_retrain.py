@@ -377,8 +377,7 @@ def test_a_run_is_repeated_on_the_very_same_bytes_after_its_readings_are_gone(wo
 
     assert scores(run.info.run_id) == scores(second.run_id)
     told = json.loads(client.get_run(second.run_id).data.tags["driftloop.decision"])["numbers"]
-    for name in ("challenger.recent", "gain.low", "gain.high"):
-        assert again.numbers[name] == told[name], name
+    assert again.numbers["challenger.recent"] == told["challenger.recent"]  # the gain is over today's champion
     with world.worker():
         unknown = RetrainRequested(model=world.settings.model, action="repeat", run_id="0" * 32, by="test")
         send(world.settings, DRIFT, envelope(unknown, id="nothing", source="test", subject="m", time=time.time()))
@@ -387,7 +386,7 @@ def test_a_run_is_repeated_on_the_very_same_bytes_after_its_readings_are_gone(wo
 
 def test_a_version_that_harms_is_sent_back(world, first):
     """A gate judges by the past; only readings of afterwards prove it, and a rollback by hand comes late."""
-    [person] = simulate(1, LATER_S + LAST_S, 7, time.time(), first=12, bout_seconds=BOUTS, mix=EVEN)
+    [person] = simulate(1, LATER_S + 3 * LAST_S, 7, time.time(), first=12, bout_seconds=BOUTS, mix=EVEN)
     mistaken = person.between(0, LATER_S)
     mistaken.labels[:] = (mistaken.labels + 1) % len(ACTIVITIES)  # somebody's app names every activity wrongly
     known = len(world.registered())
@@ -396,7 +395,7 @@ def test_a_version_that_harms_is_sent_back(world, first):
         eventually(lambda: len(world.registered()) > known, seconds=180, what=world.log.read_text)
     wrong = world.registered()[-1]
     assert produce(world.settings, [person.between(LATER_S)], batch=50).complete
-    with world.worker(verdict_windows=30):
+    with world.worker(verdict_windows=150):
         harmed = verdict(world, deployed(world, wrong, first))
         assert (harmed.about, harmed.outcome, harmed.reason) == ("verdict", "harmed", "worse-after"), harmed
         assert harmed.numbers["after.new"] < harmed.numbers["after.previous"]

@@ -213,10 +213,13 @@ def test_of_versions_that_are_no_better_at_most_one_in_twenty_looks_surely_bette
     assert sure / worlds <= 0.05
 
 
-def test_activities_of_a_single_block_each_prove_nothing():
-    """There is nothing to tell how much a block varies."""
-    labels = np.repeat(np.arange(5), 8)
-    assert paired_interval(labels, labels, labels, (labels + 1) % 5) == (-1.0, 1.0)
+@pytest.mark.parametrize(("activities", "sure"), [(3, False), (6, True)])
+def test_activities_of_a_single_block_each_prove_something_only_together(activities, sure):
+    """A version that has gone wrong in all of them must be sent back after two minutes, not after ten."""
+    labels = np.repeat(np.arange(activities), 8)
+    low, high = paired_interval(labels, labels, (labels + 1) % activities, labels)
+    assert low <= -1.0 <= high
+    assert (high < 0) is sure
 
 
 @pytest.mark.parametrize(("devices", "by"), [(1, "time"), (8, "device")])

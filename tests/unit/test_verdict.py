@@ -31,6 +31,15 @@ def test_both_versions_are_asked_about_the_same_windows_and_the_difference_decid
     assert "the drift is gone" in found.detail
 
 
+def test_what_a_few_windows_do_not_tell_is_no_verdict_yet():
+    """A version that harms would be kept for good if the first two minutes happened to say nothing."""
+    some = slice(0, 48)
+    unsure = prove(LABELS[some], BOUTS[some], wrong(0.3, 1)[some], wrong(0.3, 2)[some], margin=0.02, again=0)
+    assert (unsure.outcome, unsure.sure) == ("no-effect", False)
+    assert prove(LABELS, BOUTS, wrong(0.1), wrong(0.1), margin=0.02, again=0).sure
+    assert prove(LABELS, BOUTS, wrong(0.4), wrong(0.02), margin=0.02, again=0).sure
+
+
 def test_without_labels_nothing_is_claimed():
     """Silence is no proof."""
     few = slice(0, 10)
