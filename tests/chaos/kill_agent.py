@@ -204,6 +204,7 @@ def run(
         traffic.stop()
         atexit.unregister(scene.end)
     verdict = judge.verdict(traffic.sent)
+    verdict.examples[:0] = [f"ended by itself: {said}" for said in scene.restarts]
     if broker is not None:
         broker.kill()
     return _measured(scene, rows, verdict, stuck, last_exits, time.monotonic() - begun), verdict
