@@ -109,6 +109,7 @@ class _Demo:
                     "DRIFTLOOP_RECENT_WINDOWS": "240",
                     "DRIFTLOOP_COOLDOWN_SECONDS": "20",
                     "DRIFTLOOP_VERDICT_WINDOWS": "80",
+                    "DRIFTLOOP_VERDICT_SECONDS": "60",
                     "DRIFTLOOP_CALIBRATION_SECONDS": "300",
                 },
             )

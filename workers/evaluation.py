@@ -166,7 +166,7 @@ def paired_interval(
 
     Blocks within activities are what varies: a stratified jackknife (Wolter, Introduction to Variance Estimation, 4.5)
     and Student's t with as many degrees of freedom as there are blocks beyond one of each activity; an activity of one
-    block is taken to vary as the others do. Where most activities have one block, that tells nothing; then it is the
+    block is taken to vary as the others do. Where all have one block, that tells nothing; then it is the
     gain give or take what exchanging the two models' answers block by block would make of it in nine of ten exchanges
     (Fisher's randomization test), which of fewer than five blocks is sure of nothing. A bootstrap would call every
     fifth of no gains sure where an activity has one to three blocks. Raises ValueError if there is nothing to compare.
@@ -203,7 +203,7 @@ def paired_interval(
         of_a_block.append(spread * count)
         variance += spread
         degrees += count - 1
-    if degrees < max(len(np.unique(first)) - 1, 1):
+    if not degrees:
         exchanged = np.array(list(product((0.0, 1.0), repeat=len(numbers))))
         of_one = np.tensordot(exchanged, tables[1] - tables[0], 1) + whole[0]
         half = float(np.quantile(np.abs(gain(np.stack([of_one, whole.sum(0) - of_one]))), 0.9, method="higher"))
