@@ -136,7 +136,8 @@ class _Demo:
         report.versions["after"] = second.version
         self._await_route(second.version)
         report.accuracy["after"], _ = self._accuracy(script.drifted, "after the redeployment")
-        self._play([script.drifted], "more readings with the drift, that no version has learned from")
+        self._play(script.after, "more readings with the drift, that no version has learned from,")
+        self._play([script.drifted], "and those that the endpoint was asked about")
         with self._step("verdict"):
             verdict = self._until(self._verdict_on(second), "the verdict", "retrain")
         report.verdict = {"outcome": verdict.outcome, "detail": verdict.detail, **(verdict.numbers or {})}

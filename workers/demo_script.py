@@ -19,6 +19,8 @@ from streams.simulator import simulate
 DEVICES: Final = 8
 LEARN_S: Final = 400.0
 DRIFT_S: Final = 520.0
+# Of the drifted readings these come after the redeployment: a verdict on six activities wants some bouts of each.
+AFTER_S: Final = 110.0
 ASKED_S: Final = 180.0
 SEED: Final = 7
 # Chosen because it hurts every candidate, on people and on the simulator, and because labels heal it; a turned phone
@@ -29,13 +31,15 @@ BOUT_S: Final = (12.0, 30.0)
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What is played. learn: everyone, for the first model; drifting: everyone, one device drifted; asked, drifted: the
-    device's readings that are only ever shown to the endpoint, as they are and as the drift makes them.
+    """What is played. learn: everyone, for the first model; drifting: everyone, one device drifted; after: what follows,
+    once a better model serves; asked, drifted: the device's readings that are only ever shown to the endpoint until
+    then, as they are and as the drift makes them.
     """
 
     device: str
     learn: list[Recording]
     drifting: list[Recording]
+    after: list[Recording]
     asked: Recording
     drifted: Recording
 
@@ -63,7 +67,9 @@ def write_script(data: Path | None) -> Script:
     # The same seed, so that what is asked has drifted exactly as what was played.
     later[chosen] = apply(later[chosen], drift, np.random.default_rng(SEED))
     drifted = apply(asked, drift, np.random.default_rng(SEED))
-    return Script(played[chosen].device, learn, later, asked, drifted)
+    drifting = [each.between(0, DRIFT_S - AFTER_S) for each in later]
+    after = [each.between(DRIFT_S - AFTER_S) for each in later]
+    return Script(played[chosen].device, learn, drifting, after, asked, drifted)
 
 
 def _drifting_device(played: list[Recording]) -> int:
