@@ -111,6 +111,7 @@ class _Demo:
                     "DRIFTLOOP_VERDICT_WINDOWS": "80",
                     "DRIFTLOOP_VERDICT_SECONDS": "60",
                     "DRIFTLOOP_CALIBRATION_SECONDS": "300",
+                    "DRIFTLOOP_ANCHOR_LOSS": "0.03",  # of a few hundred windows one bout is a point
                 },
             )
         report.page = self.settings.monitor_url

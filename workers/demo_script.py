@@ -31,8 +31,8 @@ BOUT_S: Final = (12.0, 30.0)
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """What is played. learn: everyone, for the first model; drifting: everyone, one device drifted; after: what follows,
-    once a better model serves; asked, drifted: the device's readings that are only ever shown to the endpoint until
+    """What is played. learn: everyone, for the first model; drifting: everyone, one device drifted; after: what
+    follows, once a better model serves; asked, drifted: the device's readings that only the endpoint is shown until
     then, as they are and as the drift makes them.
     """
 
