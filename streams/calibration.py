@@ -24,6 +24,8 @@ ALONE_BOUTS: Final = 2
 OWN_PRIOR: Final = 4.0
 _SPREAD: Final = np.array([item.spread for item in MEASURED])
 _WITHIN: Final = 2.0  # without a profile, windows of a bout are taken to spread so many times as wide as bouts
+# What stands for a population that nobody has measured: mean, spread between people, and of bouts and windows.
+_UNKNOWN: Final = (np.zeros(COUNT), np.ones(COUNT), np.diag(_SPREAD**2), np.diag((_WITHIN * _SPREAD) ** 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,19 +101,16 @@ class Calibration:
 
     def _narrowed(self, activity: int) -> Expected | None:
         learned, known = self.learned.get(activity), self.population.activities[activity]
-        count = 0 if learned is None else learned.bouts
-        total = np.zeros(COUNT) if learned is None else learned.total
-        if known is None:
-            if self.population.known or count < ALONE_BOUTS:
-                return None
-            between, within = np.diag(_SPREAD**2), np.diag((_WITHIN * _SPREAD) ** 2)
-            factor = self._own_scale(activity, _SPREAD**2)
-            return Expected(total / count, factor * _SPREAD**2 / count, _scaled(between, factor), within)
-        mean, people, between, within = known
-        variance = np.diagonal(between)
-        if self.drifted and count < ALONE_BOUTS:
+        if known is None and self.population.known:
             return None
-        prior = np.zeros(COUNT) if self.drifted else variance / people
+        count = 0 if learned is None else learned.bouts
+        alone = known is None or self.drifted
+        if alone and count < ALONE_BOUTS:
+            return None
+        total = np.zeros(COUNT) if learned is None else learned.total
+        mean, people, between, within = known or _UNKNOWN
+        variance = np.diagonal(between)
+        prior = np.zeros(COUNT) if alone else variance / people
         centre = (total + prior * mean) / (count + prior)
         factor = self._own_scale(activity, variance)
         return Expected(centre, factor * variance / (count + prior), _scaled(between, factor), within)

@@ -77,7 +77,6 @@ _decode_reading: Final = msgspec.json.Decoder(Reading).decode
 _decode_batch: Final = msgspec.json.Decoder(ReadingBatch).decode
 _NO_MESSAGE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _valid_name: Final = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
-
 _OBJECT: Final = ord("{")
 
 Prints = NDArray[np.uint32]

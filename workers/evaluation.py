@@ -166,10 +166,10 @@ def paired_interval(
 
     Blocks within activities are what varies: a stratified jackknife (Wolter, Introduction to Variance Estimation, 4.5)
     and Student's t with as many degrees of freedom as there are blocks beyond one of each activity; an activity of one
-    block is taken to vary as the others do. Where all have one block, that tells nothing; then it is the
-    gain give or take what exchanging the two models' answers block by block would make of it in nine of ten exchanges
-    (Fisher's randomization test), which of fewer than five blocks is sure of nothing. A bootstrap would call every
-    fifth of no gains sure where an activity has one to three blocks. Raises ValueError if there is nothing to compare.
+    block is taken to vary as the others do. Where all have one block, that tells nothing; then it is the gain give or
+    take what exchanging the two models' answers block by block would make of it in nine of ten exchanges (Fisher's
+    randomization test), which of fewer than five blocks is sure of nothing. A bootstrap would call every fifth of no
+    gains sure where an activity has one to three blocks. Raises ValueError if there is nothing to compare.
     """
     if not len(labels):
         raise ValueError("no windows to compare on")
