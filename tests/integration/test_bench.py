@@ -13,7 +13,7 @@ def test_the_agent_and_a_loop_written_by_hand_find_the_same_drifts_on_the_same_t
     """Speeds may be compared only where the work is the same, and its outcome is what river finds by itself."""
     report = tmp_path / "throughput.json"
     command = [sys.executable, "-m", "tests.bench.throughput", "--only", "driftloop,confluent-loop"]
-    command += ["--readings", "15000", "--rounds", "1", "--json", str(report)]
+    command += ["--readings", "100000", "--rounds", "1", "--json", str(report)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     measured = json.loads(report.read_text())
