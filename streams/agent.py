@@ -47,7 +47,7 @@ WAITING_CHUNKS: Final = 2
 STATE_SHARE: Final = 0.1
 # A drift is followed by a checkpoint, so that a crash seldom repeats it; but not by one each.
 SOONEST_CHECKPOINT_S: Final = 0.1
-# A checkpoint that takes so long, half a session, may have been overtaken by another owner.
+# For so long after a commit, half a session, the group has given the partitions to nobody else.
 UNSURE_S: Final = 5.0
 # So many checkpoints may be due before the agent waits for one.
 MOST_CHECKPOINTS_BEHIND: Final = 4
@@ -88,6 +88,7 @@ class Watcher:
         self.steady = asyncio.Lock()
         self.closed = False
         self.turned = time.monotonic()
+        self.sure = float("-inf")  # when the group was last asked for a commit that it then took
 
     def forget(self) -> None:
         """Drop everything that is not durable; what was not committed is delivered again to its new owner."""
@@ -96,6 +97,7 @@ class Watcher:
         self.begun.clear()
         self.committed.clear()
         self.readings = 0
+        self.sure = float("-inf")
         self.outbox.forget()
 
     async def close(self) -> None:
@@ -146,7 +148,7 @@ class Watcher:
     async def _checkpoint(self) -> None:
         async with self.lock:
             self.turned = time.monotonic()
-            generation, asked = self.app.consumer_generation_id, time.monotonic()
+            generation = self.app.consumer_generation_id
             if self.closed or self.app.rebalancing or self.taken == self.committed:
                 return
             # State as of now; chunks may go on changing it while this one is on its way.
@@ -161,9 +163,8 @@ class Watcher:
             reach("before-state-write")
             if self.closed or generation != self.app.consumer_generation_id:
                 return
-            if time.monotonic() - asked > UNSURE_S and not await self._is_ours():
-                # Stopped for so long that the partitions have moved: the state is older than their new owner's.
-                raise Stop("the group takes no commits from this agent any more; starting again as its member")
+            if time.monotonic() - self.sure > UNSURE_S and not await self._is_ours():
+                return  # frozen until the partitions had moved: this state is older than their new owner's
             for partition, devices in states.items():
                 for device, blob in devices.items():
                     await self._send(self.changelog, device.encode(), blob, None, partition)
@@ -174,13 +175,20 @@ class Watcher:
             reach("after-state-write")
             reach("before-commit")
             offsets = {TP(self.activity, partition): end for partition, end in taken.items()}
-            if generation == self.app.consumer_generation_id and await self.app.consumer.committed_through(offsets):
+            if generation == self.app.consumer_generation_id and await self._commit(offsets):
                 self.committed = taken
 
     async def _is_ours(self) -> bool:
         """Whether the group still takes our commits: the broker knows better than we do."""
         same = {TP(self.activity, partition): start for partition, start in (self.begun | self.committed).items()}
-        return bool(await self.app.consumer.committed_through(same))
+        return await self._commit(same)
+
+    async def _commit(self, offsets: dict[Any, int]) -> bool:
+        asked = time.monotonic()
+        taken = bool(await self.app.consumer.committed_through(offsets))
+        if taken:
+            self.sure = asked
+        return taken
 
     async def tend(self) -> None:
         """Wait until it is time for a checkpoint, and make it; let devices go that have been silent for long."""
