@@ -36,9 +36,11 @@ TRAINED: Final = frozenset({"rejected", "held"})
 FAILED: Final = frozenset({"training-failed", "deadline"})
 DAY_S: Final = 86_400.0
 # What a few minutes showed of a drift is looked at again once more readings have come, so often.
-LOOKED_AT: Final = frozenset({("not-needed", "champion-unhurt"), ("rejected", "not-better")})
+LOOKED_AT: Final = frozenset(
+    {("not-needed", "champion-unhurt"), ("rejected", "not-better"), ("rejected", "forgets-anchor")}
+)
 LOOKS: Final = 2
-UNSURE_SHARE: Final = 0.2  # of the cooldown, after a training that could not tell
+UNSURE_SHARE: Final = 0.2  # of the cooldown, after a training that could not tell; doubled with each in a row
 FAULT_LINGERS_S: Final = 60.0  # of event time: a detector's bouts reach back
 
 
@@ -55,7 +57,7 @@ class Policy:
     breaker_rejections: int = 3
     breaker_s: float = 6 * 3600.0
     period_s: float = 6 * 3600.0
-    attempts: int = 3
+    attempts: int = 5
     look_s: float = 240.0
 
 
@@ -112,7 +114,7 @@ class Controller:
         self.begun = 0.0  # when the first model was registered
         self.rejections = 0  # in a row
         self.held = False
-        self.unsure = False  # whether the last training wants more windows, not another drift
+        self.unsure = 0  # trainings in a row that want more windows, not another drift
         self.running: State | None = None
         self.faults: dict[tuple[str, str, str], tuple[float, float | None]] = {}  # event time of begin and end
         self.deployed: list[Envelope] = []  # of ModelDeployed, oldest first
@@ -168,7 +170,7 @@ class Controller:
         else:
             self.trainings.append(told.time.timestamp())
         self.rejections = 0
-        self.unsure = False
+        self.unsure = 0
 
     def _decided(self, told: Envelope, event: DecisionMade) -> None:
         for id in event.concerns:
@@ -179,7 +181,8 @@ class Controller:
             self.held = event.outcome == "holding"
         if event.outcome in TRAINED or event.reason in FAILED:
             self.trainings.append(told.time.timestamp())
-        self.unsure = event.outcome == "held" if event.outcome in TRAINED else self.unsure
+        if event.outcome in TRAINED:
+            self.unsure = self.unsure + 1 if event.outcome == "held" else 0
         looked_at = self.policy.mode == "driftloop" and (event.outcome, event.reason) in LOOKED_AT
         again = [id for id in event.concerns if looked_at and self.looks.get(id, 0) < LOOKS]
         if event.outcome in ("rejected", "given-up") or event.reason in FAILED:
@@ -374,7 +377,7 @@ class Controller:
 
     def _cooldown(self) -> float:
         """A training that could not tell is tried again sooner: it wants more windows of the same drift."""
-        return self.policy.cooldown_s * (UNSURE_SHARE if self.unsure else 1.0)
+        return self.policy.cooldown_s * (min(UNSURE_SHARE * 2 ** (self.unsure - 1), 1.0) if self.unsure else 1.0)
 
     def _since_last(self, now: float) -> float:
         """Seconds since the last training; a clock that was set back must not lock us out, so distance counts."""

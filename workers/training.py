@@ -15,7 +15,7 @@ from typing import Final
 import joblib
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
@@ -41,7 +41,8 @@ def candidates(seed: int) -> list[Candidate]:
     classifiers = {
         "logistic-regression": LogisticRegression(C=0.03, max_iter=300),
         "k-nearest-neighbours": KNeighborsClassifier(15),
-        "random-forest": RandomForestClassifier(100, min_samples_leaf=2, max_samples=0.5, random_state=seed),
+        # As good as a random forest on people unseen, where not better, in a third of the time; and it forgets least.
+        "extra-trees": ExtraTreesClassifier(50, min_samples_leaf=5, max_features=0.3, random_state=seed),
         "gaussian-naive-bayes": GaussianNB(var_smoothing=0.3),
         # No early stopping: it would hold windows out at random, and neighbouring windows share half their readings.
         "hist-gradient-boosting": HistGradientBoostingClassifier(

@@ -1,6 +1,7 @@
 """When a drift leads to a training, when it waits, and that none is ever lost."""
 
 import random
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -145,10 +146,14 @@ def test_a_fault_that_is_told_right_behind_the_drift_counts_already():
 
 
 def test_an_uncertain_training_is_tried_again_with_more_data_and_then_given_up():
-    """A held challenger may be right; three times without proof it is not."""
-    world = World(Policy(cooldown_s=10, breaker_rejections=9), ends=lambda _: "uncertain")
-    world.consume([(0, told(drift(), "one"))], until=600)
-    assert [train.attempt for train in world.trained] == [0, 1, 2]
+    """A held challenger may be right; five times without proof, each after twice the wait, it is not."""
+    world = World(Policy(cooldown_s=1000, breaker_rejections=9), ends=lambda _: "uncertain")
+    world.consume([(0, told(drift(), "one"))], until=6000)
+    assert [train.attempt for train in world.trained] == [0, 1, 2, 3, 4]
+    held = [each.event.ts for each in world.log if getattr(each.event, "outcome", None) == "held"]
+    waits = [later - sooner for sooner, later in pairwise(held)]
+    assert all(1.5 * waits[n] < waits[n + 1] < 2.5 * waits[n] for n in range(2))
+    assert max(waits) < 1100
     assert (world.decisions[-1].outcome, world.decisions[-1].reason) == ("given-up", "uncertain")
     assert world.controller.state(world.now) == "idle"
 

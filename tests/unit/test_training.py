@@ -124,7 +124,7 @@ def test_the_candidates_are_the_five_by_name_each_with_its_scaling_inside():
     assert [name for name, _ in made] == [
         "logistic-regression",
         "k-nearest-neighbours",
-        "random-forest",
+        "extra-trees",
         "gaussian-naive-bayes",
         "hist-gradient-boosting",
     ]
