@@ -115,7 +115,7 @@ class Settings(BaseSettings):
     promote_margin: float = Field(0.02, ge=0, le=1, description="recent macro F1 that a challenger must gain")
     anchor_loss: float = Field(0.01, ge=0, le=1, description="anchor macro F1 that it may lose")
     class_loss: float = Field(0.1, ge=0, le=1, description="anchor F1 that it may lose in any one activity")
-    anchor_windows: int = Field(6_000, ge=100, description="windows from before a drift that are kept with a model")
+    anchor_windows: int = Field(12_000, ge=100, description="windows from before a drift that are kept with a model")
     verdict_windows: int = Field(
         100, ge=20, description="labelled windows from which a new version is judged, as soon as they are sure"
     )
