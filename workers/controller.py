@@ -11,7 +11,7 @@ one learned from its readings, else waits and starts the next one (the trailing 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from schemas.envelope import Envelope
@@ -88,14 +88,20 @@ class Decided:
     attempt: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """since: the drift's first answer. until: it is not to be looked at before."""
+
+    since: float
+    until: float
+
+
 @dataclass(slots=True)
 class _Waiting:
-    """A drift that waits. reason: the last one for which it does."""
+    """A drift that waits."""
 
     envelope: Envelope
-    since: float
-    reason: str
-    until: float = 0.0  # not to be looked at before
+    wait: _Wait
 
 
 class Controller:
@@ -121,7 +127,7 @@ class Controller:
         self.judged: set[str] = set()  # deployments with a verdict
         self.drifted: list[tuple[str, int, int]] = []  # device, partition, offset of each change
         self._drifts: dict[str, Envelope] = {}  # seen, and neither waiting nor settled
-        self._reasons: dict[str, tuple[float, str, float]] = {}  # of drifts that wait and were not seen yet
+        self._unseen: dict[str, _Wait] = {}  # drifts that wait and were not seen yet
 
     # What the topics tell.
 
@@ -134,8 +140,8 @@ class Controller:
             case DriftDetected():
                 change = event.change_position
                 self.drifted.append((event.device, change.partition, change.offset))
-                if told.id in self._reasons:
-                    self.waiting[told.id] = _Waiting(told, *self._reasons.pop(told.id))
+                if told.id in self._unseen:
+                    self.waiting[told.id] = _Waiting(told, self._unseen.pop(told.id))
                 elif told.id not in self.settled and told.id not in self.waiting:
                     self._drifts[told.id] = told
             case QualityDegraded():
@@ -198,20 +204,20 @@ class Controller:
             self._settle(event.concerns)
 
     def _wait(self, id: str, event: DecisionMade, until: float = 0.0) -> None:
+        wait = _Wait(event.ts, until)
         if id in self.waiting:
-            self.waiting[id].reason, self.waiting[id].until = event.reason, until
+            self.waiting[id].wait = replace(wait, since=self.waiting[id].wait.since)
         elif (known := self._drifts.pop(id, None)) is not None:
-            self.waiting[id] = _Waiting(known, event.ts, event.reason, until)
+            self.waiting[id] = _Waiting(known, wait)
         elif id not in self.settled:
-            since, *_ = self._reasons.get(id, (event.ts,))
-            self._reasons[id] = (since, event.reason, until)
+            self._unseen[id] = replace(wait, since=self._unseen.get(id, wait).since)
 
     def _settle(self, ids: Iterable[str]) -> None:
         for id in ids:
             self.settled.add(id)
             self.waiting.pop(id, None)
             self._drifts.pop(id, None)
-            self._reasons.pop(id, None)
+            self._unseen.pop(id, None)
 
     def forget_unanswered(self) -> None:
         """Drifts that nothing was decided on will come, or come again; until then nothing is known of them."""
@@ -225,7 +231,7 @@ class Controller:
             return self.running
         if self.trainings and self._since_last(now) < self._cooldown():
             return "cooldown"
-        return "suspected" if any(item.until <= now for item in self.waiting.values()) else "idle"
+        return "suspected" if any(item.wait.until <= now for item in self.waiting.values()) else "idle"
 
     def answer(self, told: Envelope, now: float, ahead: Sequence[Envelope] = ()) -> Train | Decided | None:
         """What a drift event leads to; None if it was answered before (a second delivery) or is another model's.
@@ -259,7 +265,7 @@ class Controller:
     def due(self, now: float) -> Train | Decided | None:
         """What is to be done without a new event: a drift whose time has come, or the period's training."""
         for id, item in self.waiting.items():
-            if item.until > now:
+            if item.wait.until > now:
                 continue
             assert isinstance(item.envelope.event, DriftDetected)
             if (refused := self._refused(item.envelope, item.envelope.event)) is not None:
@@ -274,7 +280,7 @@ class Controller:
         if not joining or self._blocked(now) is not None:
             return None
         lead = joining[0].id
-        return Train(lead, joining, self.answered.get(lead, 0), since=self.waiting[lead].since)
+        return Train(lead, joining, self.answered.get(lead, 0), since=self.waiting[lead].wait.since)
 
     def unproved(self) -> tuple[Envelope, bool] | None:
         """A deployment after a drift that has no verdict yet, and whether it still serves."""
@@ -297,8 +303,8 @@ class Controller:
 
     def _joining(self, now: float) -> tuple[Envelope, ...]:
         order = sorted(
-            (item for item in self.waiting.values() if item.until <= now),
-            key=lambda item: (item.since, item.envelope.id),
+            (item for item in self.waiting.values() if item.wait.until <= now),
+            key=lambda item: (item.wait.since, item.envelope.id),
         )
         return tuple(item.envelope for item in order)
 
