@@ -23,6 +23,7 @@ from fastapi import FastAPI, Request, Response
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from threadpoolctl import threadpool_limits
 
 from deploy import modelfiles
 from schemas.activity import SAMPLE_RATE_HZ, Reading
@@ -102,8 +103,8 @@ def create_app(model: ServedModel, featurise: Featurise) -> FastAPI:
         version=model.version,
         description="A Driftloop model: `/predict` takes raw readings, `/invocations` MLflow's scoring protocol.",
     )
-    # Scoring is CPU work: more threads than cores would only delay one another, and /ping.
-    pool = ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="score")
+    # Scoring is CPU work: more threads than cores would only delay one another, and /ping. So none has helpers either.
+    pool = ThreadPoolExecutor(os.cpu_count() or 1, "score", partial(threadpool_limits, 1, "openmp"))
     identity = {"model": model.name, "version": model.version, "digest": model.digest}
 
     async def scored(request: Request, answer: Callable[[bytes], Any]) -> Response:

