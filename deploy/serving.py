@@ -104,7 +104,7 @@ def create_app(model: ServedModel, featurise: Featurise) -> FastAPI:
         description="A Driftloop model: `/predict` takes raw readings, `/invocations` MLflow's scoring protocol.",
     )
     # Scoring is CPU work: more threads than cores would only delay one another, and /ping. So none has helpers either.
-    pool = ThreadPoolExecutor(os.cpu_count() or 1, "score", partial(threadpool_limits, 1, "openmp"))
+    pool = ThreadPoolExecutor(os.cpu_count() or 1, "score", partial(threadpool_limits, 1))
     identity = {"model": model.name, "version": model.version, "digest": model.digest}
 
     async def scored(request: Request, answer: Callable[[bytes], Any]) -> Response:

@@ -44,7 +44,7 @@ def conditioning_classifier(values: Floats, labels: Ints, bouts: Ints, seed: int
         return None
     windows = Labelled(values, labels, bouts)
     table, codes, weight = training_set(
-        windows, None, FEATURES_WITHOUT_AXES, np.random.default_rng(seed), copies=[rotated_copy]
+        windows, None, FEATURES_WITHOUT_AXES, np.random.default_rng(seed), copies=[(rotated_copy, 1.0)]
     )
     pipeline = fit(dict(candidates(seed))["logistic-regression"], table, np.asarray(ACTIVITIES)[codes], weight, seed)
     return linear_of(pipeline, FEATURES_WITHOUT_AXES)

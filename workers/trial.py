@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from schemas.activity import ACTIVITIES
 from schemas.events import DriftDetected
@@ -35,6 +36,7 @@ from workers.training import Candidate, Fitted, Labelled, Mask, candidates, fit_
 from workers.triage import Triage, triage
 
 _NO_ANSWER = len(ACTIVITIES)
+AS_GOOD = 0.01  # of macro F1
 Interval = tuple[float, float]
 Judged = tuple[Verdict, dict[str, float]]
 
@@ -97,6 +99,7 @@ def predicted(pipeline: Any, table: Floats) -> Ints:
     return answers
 
 
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # why: `training.fit_all`
 def run_trial(
     recent: Piece,
     anchor: Sequence[Piece],
@@ -179,14 +182,7 @@ def run_trial(
         return _gate(score, of_champion, held_anchor[1], answers[name][1], theirs[1], interval, settings)
 
     said = {name: judged(score, champion_scores, name, None) for name, score in scores.items()}
-    # Of those that the gate lets through, the best; one that forgets must not stand in the way of one that does not.
-    best = max(
-        fitted,
-        key=lambda item: (
-            said[item.name][0].promote,
-            (scores[item.name].recent or 0) + (scores[item.name].anchor or 0),
-        ),
-    )
+    best = best_of(fitted, scores, {name: verdict.promote for name, (verdict, _) in said.items()})
     verdict, numbers = said[best.name]
     if champion is not None and champion_scores is not None and verdict.promote:
         # Chosen on some windows, proved on the others: the best of five on a few windows is often only the luckiest.
@@ -215,6 +211,15 @@ def run_trial(
         seed,
         failures,
     )
+
+
+def best_of(fitted: Sequence[Fitted], scores: dict[str, Scores], passed: dict[str, bool]) -> Fitted:
+    """Of those that the gate lets through, the first that is as good as the best: less than AS_GOOD tells of no more
+    than whom chance has held out. One that forgets must not stand in the way of one that does not.
+    """
+    able = [item for item in fitted if passed[item.name]] or list(fitted)
+    reached = [(scores[item.name].recent or 0) + (scores[item.name].anchor or 0) for item in able]
+    return next(item for item, score in zip(able, reached, strict=True) if score >= max(reached) - AS_GOOD)
 
 
 def _on_others(recent: Piece, learned: Callable[[Mask], Any], names: Sequence[str]) -> tuple[Mask, Ints]:

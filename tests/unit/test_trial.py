@@ -11,7 +11,9 @@ from streams.simulator import simulate
 from streams.windows import Readings, cut
 from workers import training, trial
 from workers.dataset import piece_of
-from workers.trial import Model, run_trial
+from workers.evaluation import Scores
+from workers.training import Fitted
+from workers.trial import Model, best_of, run_trial
 
 SETTINGS = Settings(_env_file=None, anchor_loss=1.0, class_loss=1.0)
 
@@ -64,3 +66,20 @@ def test_labels_that_mean_nothing_promote_nothing(world):
     drawn = np.random.default_rng(5).permutation(recent.labels[np.searchsorted(recent.bouts, bouts, side="left")])
     recent.labels[:] = drawn[np.searchsorted(bouts, recent.bouts)]
     assert not run_trial(recent, [anchor], champion, SETTINGS, seed=3, forced=True).verdict.promote
+
+
+@pytest.mark.parametrize(
+    ("second", "passed", "chosen"),
+    [
+        (0.905, (True, True), "first"),
+        (0.95, (True, True), "second"),
+        (0.95, (True, False), "first"),
+        (0.95, (False, False), "second"),
+    ],
+    ids=["as good", "better", "stopped by the gate", "none passes"],
+)
+def test_the_first_candidate_that_is_as_good_as_the_best_is_taken(second, passed, chosen):
+    """A few hundredths on three people held out are chance; the quicker one answers quicker every day."""
+    fitted = [Fitted(name, None, 0.0) for name in ("first", "second")]
+    scores = {"first": Scores(0.9, 0.9), "second": Scores(second, 0.9)}
+    assert best_of(fitted, scores, dict(zip(scores, passed, strict=True))).name == chosen
