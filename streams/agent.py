@@ -338,7 +338,7 @@ def create_app(
         broker=";".join(f"kafka://{server.strip()}" for server in settings.kafka_bootstrap.split(",")),
         broker_credentials=_credentials(settings),
         broker_session_timeout=10.0,
-        broker_heartbeat_interval=2.0,
+        broker_heartbeat_interval=0.5,  # by which the others hear of who comes and goes
         consumer_auto_offset_reset="earliest",
         stream_buffer_maxsize=WAITING_CHUNKS,
         store="memory://",
