@@ -104,7 +104,7 @@ def measure(folder: Path, kills: int, seed: int, minutes: float) -> Measurement:
             if time.monotonic() > until:
                 break
             began = time.time()
-            later = simulate(DEVICES, LATER_S, 100 + number, time.time() + 3600 * (number + 1),
+            later = simulate(DEVICES, LATER_S, 100 + number, time.time() + LATER_S * 2 * (number + 1),
                              bout_seconds=(12.0, 30.0), mix=dict.fromkeys(ACTIVITIES, 1.0))  # fmt: skip
             slot, way = rng.choice(["1", "2"]), WAYS[number % len(WAYS)]
             if way.startswith("jobs."):  # whichever owns the partition reaches it
