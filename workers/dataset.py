@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from schemas.activity import ROTATION
+from schemas.activity import ACTIVITIES, ROTATION
 from schemas.events import DriftDetected, OffsetRange, TrainingWindow
 from schemas.settings import Settings
 from streams.measures import measure
@@ -31,6 +31,10 @@ _POLL_S: Final = 1.5
 PAST_WINDOWS: Final = 60  # labelled, from before a drift, of which something can be said
 PAST_SPAN: Final = 6  # times a window's records: bouts differ by more than most drifts cost, so many are needed
 MIN_ACTIVITIES: Final = 2  # that a classifier can be trained on
+# What an activity lacks limits what a retraining heals. So more is waited for until all have twice what counts as
+# there, at most so many times the windows needed, and no longer than readings go on coming.
+PATIENCE: Final = 1.5
+STILL_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,20 +107,27 @@ def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], unti
     needed = settings.first_windows if wanted.first else settings.recent_windows
     activities = 2 if wanted.first else settings.recent_activities
     seen: Sequence[OffsetRange] = ()
-    labelled, kinds = 0, 0
+    found: Replayed | None = None
+    labelled, kinds, may, full, grown = 0, 0, False, False, time.monotonic()
     while True:
         ranges = ranges_since(wanted, settings)
         if ranges != seen:
             seen = ranges
             found = replay(settings, ranges, wanted.devices)
-            counts = (found.window.activities or {}).values()
-            labelled = found.window.windows or 0
-            kinds = sum(count >= settings.recent_per_activity for count in counts)
+            counts = np.array([(found.window.activities or {}).get(name, 0) for name in ACTIVITIES])
+            if counts.sum() > labelled:
+                grown = time.monotonic()
+            labelled, kinds = int(counts.sum()), int((counts >= settings.recent_per_activity).sum())
             say(f"collecting: {labelled} of {needed} labelled windows, {kinds} activities")
-            if labelled >= needed and kinds >= activities:
-                log.info("window.pinned", ranges=str(ranges), windows=labelled, activities=kinds)
-                return found
-        if not wanted.first and time.monotonic() > deadline:
+            if wanted.first:
+                may = full = labelled >= needed and kinds >= activities
+            else:
+                may, full = (bool(each) for each in ripe(counts, settings))
+        now = time.monotonic()
+        if found is not None and (full or (may and (now > deadline or now - grown > STILL_S))):
+            log.info("window.pinned", ranges=str(seen), windows=labelled, activities=kinds)
+            return found
+        if not wanted.first and now > deadline:
             raise Decline(
                 "not-trained",
                 "too-few-rows" if labelled else "no-labels",
@@ -126,6 +137,14 @@ def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], unti
                 activities=kinds,
             )
         time.sleep(_POLL_S)
+
+
+def ripe(counts: Ints, settings: Settings) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Whether a retraining may be done, and whether it need not wait for more, by counts (…, 6) of labelled windows."""
+    total, kinds = counts.sum(-1), (counts >= settings.recent_per_activity).sum(-1)
+    may = (total >= settings.recent_windows) & (kinds >= settings.recent_activities)
+    all_there = (counts >= 2 * settings.recent_per_activity).all(-1)
+    return may, may & (all_there | (total >= PATIENCE * settings.recent_windows))
 
 
 def ranges_since(wanted: Wanted, settings: Settings) -> list[OffsetRange]:

@@ -32,7 +32,7 @@ from streams.quality import Degraded
 from streams.replay import Replayed
 from streams.windows import NO_LABEL, Windows
 from workers.controller import Controller, Decided, Policy, Train
-from workers.dataset import PAST_SPAN, PAST_WINDOWS, Piece, anchor_sample, piece_of, unlearned_from
+from workers.dataset import PAST_SPAN, PAST_WINDOWS, STILL_S, Piece, anchor_sample, piece_of, ripe, unlearned_from
 from workers.retrain_task import Decline, Declined
 from workers.trial import Model, predicted, run_trial
 
@@ -243,11 +243,12 @@ class _Loop:
         windows, settings = self.windows, self.settings
         rows = np.flatnonzero((windows.first_offset >= start) & (windows.labels != NO_LABEL))
         seen = windows.labels[rows, None] == np.arange(len(ACTIVITIES))
-        kinds = (np.cumsum(seen, 0) >= settings.recent_per_activity).sum(1)
-        enough = (np.arange(1, len(rows) + 1) >= settings.recent_windows) & (kinds >= settings.recent_activities)
-        at = rows[int(enough.argmax())] if enough.any() else -1
-        ready = max(now, float(windows.end[at])) if enough.any() else np.inf
-        if ready > now + settings.collect_seconds:
+        may, full = ripe(np.cumsum(seen, 0), settings)
+        ready, latest = np.inf, now + settings.collect_seconds
+        if may.any():
+            asked = windows.end[rows[int(full.argmax())]] if full.any() else windows.end[rows[-1]] + STILL_S
+            ready = max(now, min(float(asked), max(latest, float(windows.end[rows[int(may.argmax())]]))))
+        if ready > latest:
             detail = f"{len(rows)} labelled windows came within {settings.collect_seconds:g} s of the drift"
             raise Decline("not-trained", "too-few-rows", detail, windows=len(rows))
         rows = rows[windows.end[rows] <= ready]
