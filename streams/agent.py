@@ -160,11 +160,15 @@ class Watcher:
             self.due = time.monotonic() + max(SOONEST_CHECKPOINT_S, spent / STATE_SHARE)
             await self.outbox.acknowledged()
             reach("after-drift-send")
-            reach("before-state-write")
             if self.closed or generation != self.app.consumer_generation_id:
                 return
-            if time.monotonic() - self.sure > UNSURE_S and not await self._is_ours():
-                return  # frozen until the partitions had moved: this state is older than their new owner's
+            while time.monotonic() - self.sure > UNSURE_S:  # it may freeze while it asks
+                if not await self._is_ours():
+                    # A rebalance is under way, or it froze until the partitions had moved, and its state is older than
+                    # their new owner's.
+                    log.info("checkpoint.refused")
+                    return
+            reach("before-state-write")
             for partition, devices in states.items():
                 for device, blob in devices.items():
                     await self._send(self.changelog, device.encode(), blob, None, partition)

@@ -40,7 +40,7 @@ LOOKED_AT: Final = frozenset(
     {("not-needed", "champion-unhurt"), ("rejected", "not-better"), ("rejected", "forgets-anchor")}
 )
 LOOKS: Final = 2
-UNSURE_SHARE: Final = 0.2  # of the cooldown, after a training that could not tell; doubled with each in a row
+UNSURE_SHARE: Final = 0.2  # of the cooldown, after a training that could not tell; with each in a row twice that
 FAULT_LINGERS_S: Final = 60.0  # of event time: a detector's bouts reach back
 
 
@@ -189,6 +189,8 @@ class Controller:
             self.trainings.append(told.time.timestamp())
         if event.outcome in TRAINED:
             self.unsure = self.unsure + 1 if event.outcome == "held" else 0
+        elif event.outcome == "given-up":
+            self.unsure = 0
         looked_at = self.policy.mode == "driftloop" and (event.outcome, event.reason) in LOOKED_AT
         again = [id for id in event.concerns if looked_at and self.looks.get(id, 0) < LOOKS]
         if event.outcome in ("rejected", "given-up") or event.reason in FAILED:
@@ -383,7 +385,8 @@ class Controller:
 
     def _cooldown(self) -> float:
         """A training that could not tell is tried again sooner: it wants more windows of the same drift."""
-        return self.policy.cooldown_s * (min(UNSURE_SHARE * 2 ** (self.unsure - 1), 1.0) if self.unsure else 1.0)
+        share = UNSURE_SHARE * 2 ** min(self.unsure - 1, 8) if self.unsure else 1.0
+        return self.policy.cooldown_s * min(share, 1.0)
 
     def _since_last(self, now: float) -> float:
         """Seconds since the last training; a clock that was set back must not lock us out, so distance counts."""

@@ -32,9 +32,9 @@ PAST_WINDOWS: Final = 60  # labelled, from before a drift, of which something ca
 PAST_SPAN: Final = 6  # times a window's records: bouts differ by more than most drifts cost, so many are needed
 MIN_ACTIVITIES: Final = 2  # that a classifier can be trained on
 # What an activity lacks limits what a retraining heals. So more is waited for until all have twice what counts as
-# there, at most so many times the windows needed, and no longer than readings go on coming.
+# there, at most so many times the windows needed, and until nothing has come for so long.
 PATIENCE: Final = 1.5
-STILL_S: Final = 10.0
+STILL_S: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +112,9 @@ def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], unti
     while True:
         ranges = ranges_since(wanted, settings)
         if ranges != seen:
-            seen = ranges
+            seen, grown = ranges, time.monotonic()
             found = replay(settings, ranges, wanted.devices)
             counts = np.array([(found.window.activities or {}).get(name, 0) for name in ACTIVITIES])
-            if counts.sum() > labelled:
-                grown = time.monotonic()
             labelled, kinds = int(counts.sum()), int((counts >= settings.recent_per_activity).sum())
             say(f"collecting: {labelled} of {needed} labelled windows, {kinds} activities")
             if wanted.first:

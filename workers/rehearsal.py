@@ -246,8 +246,12 @@ class _Loop:
         may, full = ripe(np.cumsum(seen, 0), settings)
         ready, latest = np.inf, now + settings.collect_seconds
         if may.any():
-            asked = windows.end[rows[int(full.argmax())]] if full.any() else windows.end[rows[-1]] + STILL_S
-            ready = max(now, min(float(asked), max(latest, float(windows.end[rows[int(may.argmax())]]))))
+            later = windows.end[rows[int(may.argmax()) :]]  # since it may be done
+            still = np.flatnonzero(np.diff(later, append=np.inf) > STILL_S)[0]
+            asked = float(later[still]) + STILL_S
+            if full.any():
+                asked = min(asked, float(windows.end[rows[int(full.argmax())]]))
+            ready = max(now, min(asked, max(latest, float(later[0]))))
         if ready > latest:
             detail = f"{len(rows)} labelled windows came within {settings.collect_seconds:g} s of the drift"
             raise Decline("not-trained", "too-few-rows", detail, windows=len(rows))

@@ -36,7 +36,7 @@ from workers.training import Candidate, Fitted, Labelled, Mask, candidates, fit_
 from workers.triage import Triage, triage
 
 _NO_ANSWER = len(ACTIVITIES)
-AS_GOOD = 0.01  # of macro F1
+AS_GOOD = 0.01  # of the sum of two macro F1
 Interval = tuple[float, float]
 Judged = tuple[Verdict, dict[str, float]]
 
@@ -99,7 +99,7 @@ def predicted(pipeline: Any, table: Floats) -> Ints:
     return answers
 
 
-@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # why: `training.fit_all`
+@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # as in `training.fit`
 def run_trial(
     recent: Piece,
     anchor: Sequence[Piece],

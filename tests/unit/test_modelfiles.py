@@ -11,16 +11,14 @@ import numpy as np
 import pytest
 import skops.io
 import yaml
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.naive_bayes import GaussianNB
-from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from deploy import modelfiles
 from schemas.errors import Reject
+from workers.training import candidates
 
 # As mlflow 3.17.2 writes it; tests/integration/test_process_target.py compares with the real one.
 MLMODEL = {
@@ -34,6 +32,9 @@ MLMODEL = {
         },
     }
 }
+
+
+CANDIDATES = [pipeline[-1] for _, pipeline in candidates(0)]
 
 
 def fitted(estimator, features=3):
@@ -83,17 +84,7 @@ def edit(folder, section, **changes):
     (folder / "MLmodel").write_text(yaml.safe_dump(mlmodel))
 
 
-@pytest.mark.parametrize(
-    "estimator",
-    [
-        LogisticRegression(),
-        KNeighborsClassifier(),
-        RandomForestClassifier(3),
-        GaussianNB(),
-        HistGradientBoostingClassifier(max_iter=2),
-    ],
-    ids=lambda estimator: type(estimator).__name__,
-)
+@pytest.mark.parametrize("estimator", CANDIDATES, ids=lambda estimator: type(estimator).__name__)
 def test_every_candidate_survives_the_way_through_a_file(estimator, tmp_path):
     """An upgrade of skops or scikit-learn that needs another type must fail here, not at the first deployment."""
     folder = write(tmp_path / "model", estimator)
@@ -107,7 +98,7 @@ def test_every_candidate_survives_the_way_through_a_file(estimator, tmp_path):
 def test_the_allow_list_holds_nothing_that_no_candidate_needs(tmp_path):
     """Each entry is a type whose crafted bytes may crash a process, so none is there in reserve."""
     needed = set()
-    for estimator in (KNeighborsClassifier(), RandomForestClassifier(2), HistGradientBoostingClassifier(max_iter=1)):
+    for estimator in CANDIDATES:
         needed.update(skops.io.get_untrusted_types(data=skops.io.dumps(fitted(estimator)[0])))
     assert needed == set(modelfiles.ALLOWED)
 
