@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.tree import DecisionTreeClassifier
+from threadpoolctl import threadpool_info
 
 from deploy.serving import MAX_BODY_BYTES, ServedModel, create_app
 from schemas.errors import Reject
@@ -287,3 +288,18 @@ def test_the_documentation_page_shows_how_to_ask(client):
     assert client.get("/docs").status_code == 200
     example = document["paths"]["/invocations"]["post"]["requestBody"]["content"]["application/json"]["example"]
     assert posted(client, "/invocations", example).status_code == 200
+
+
+def test_an_answer_has_one_thread_of_the_libraries_beneath(pipeline):
+    """As many answers as cores are worked on at a time; helpers of each would wait for one another in loops."""
+    seen = []
+
+    class Watched:
+        classes_ = pipeline.classes_
+
+        def predict(self, rows):
+            seen.append({each["num_threads"] for each in threadpool_info() if each["user_api"] == "openmp"})
+            return pipeline.predict(rows)
+
+    assert posted(client_of(Watched()), "/invocations", {"inputs": ROW}).status_code == 200
+    assert seen == [{1}]

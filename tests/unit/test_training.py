@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import Pipeline
+from threadpoolctl import threadpool_info
 
 from schemas.activity import ACCELERATION, ATTITUDE, GRAVITY, ROTATION
 from streams.features import FEATURES, FEATURES_WITHOUT_ROTATION, features
@@ -193,3 +195,17 @@ def test_a_candidate_that_fails_is_reported_and_the_others_go_on():
     )
     assert [(model.name, model.fit_seconds) for model in fitted] == [("logistic-regression", 2.5)]
     assert [name for name, _ in reported] == ["broken"]
+
+
+def test_a_fit_has_one_thread_of_the_libraries_beneath():
+    """Several wait for one another in loops; beside other work a second became fifty."""
+    seen = []
+
+    class Watched(GaussianNB):
+        def fit(self, rows, told, sample_weight=None):
+            seen.append({each["num_threads"] for each in threadpool_info()})
+            return super().fit(rows, told, sample_weight)
+
+    table, labels = clouds()
+    fit(Pipeline([("classify", Watched())]), table, labels, np.ones(len(labels)), 0)
+    assert seen == [{1}]
