@@ -205,7 +205,11 @@ def _say_lag(seen: Seen, settings: Settings, say: Any) -> None:
 
 def _say_work(seen: Seen, say: Any) -> None:
     for each in seen.processes:
-        if each.name in ("retrain", "deploy") and each.live and each.doing not in ("", "idle", "starting"):
+        if each.name not in ("retrain", "deploy") or not each.live or each.doing in ("", "idle", "starting"):
+            continue
+        if each.doing == "cooldown":
+            say("note", "The retrain worker rests after a training.", "/models")
+        else:
             say("busy", f"The {each.name} worker is at it: {each.doing}.", "/models")
 
 

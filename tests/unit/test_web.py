@@ -11,6 +11,7 @@ from schemas.settings import Settings
 from workers import views
 from workers.health import Health
 from workers.history import History
+from workers.processes import ProcessSeen
 from workers.seen import Seen
 from workers.web import Page, check
 
@@ -181,3 +182,15 @@ def test_the_link_to_mlflow_is_one_that_a_browser_can_follow():
     assert views.topology(inside)["mlflow"] == "http://mlflow:5000"
     outside = inside.model_copy(update={"mlflow_public_url": "http://localhost:5000"})
     assert views.topology(outside)["mlflow"] == "http://localhost:5000"
+
+
+@pytest.mark.parametrize(
+    ("doing", "level"),
+    [("training", "busy"), ("cooldown", "good"), ("cooldown, 2 drifts wait", "busy"), ("idle", "good")],
+)
+def test_a_worker_that_rests_is_no_work_going_on(doing, level):
+    """What a person reads first must not send him looking for work that nobody does."""
+    seen = Seen()
+    seen.kafka.trouble = None
+    seen.processes = [ProcessSeen(name="retrain", address="", live=True, ready=True, doing=doing)]
+    assert views.in_words(seen, Settings(_env_file=None), 1.8e9)[0]["level"] == level
