@@ -95,11 +95,11 @@ def predicted(pipeline: Any, table: Floats) -> Ints:
     codes = {name: code for code, name in enumerate(ACTIVITIES)}
     answers, can = np.full(len(table), _NO_ANSWER), np.isfinite(table).all(1)
     if can.any():
-        answers[can] = [codes[name] for name in pipeline.predict(table[can]).tolist()]
+        with threadpool_limits(1):  # as in `training.fit`
+            answers[can] = [codes[name] for name in pipeline.predict(table[can]).tolist()]
     return answers
 
 
-@threadpool_limits.wrap(limits=1)  # type: ignore[untyped-decorator]  # as in `training.fit`
 def run_trial(
     recent: Piece,
     anchor: Sequence[Piece],
