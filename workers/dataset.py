@@ -76,13 +76,21 @@ class Wanted:
 def wanted_by(task: Task, settings: Settings) -> Wanted:
     """The drifted devices' readings since the change, as far as no version has learned from them; everything for the
     first model; for a request, what has come since the last training.
+
+    A drift whose readings retention has deleted while it waited is left out where there are others.
     """
     if task.drifts:
+        starts = [
+            (drift, drift.change_position.partition, unlearned_from(drift, task.previous)) for drift in task.drifts
+        ]
+        known = {item.partition: item.start for item in end_ranges(settings, sorted({each[1] for each in starts}))}
+        there = [(drift, partition, start) for drift, partition, start in starts if start >= known[partition]] or starts
+        if len(there) < len(starts):
+            log.warning("drifts.expired", devices=sorted({each[0].device for each in starts if each not in there}))
         since: dict[int, int] = {}
-        for drift in task.drifts:
-            partition, start = drift.change_position.partition, unlearned_from(drift, task.previous)
+        for _, partition, start in there:
             since[partition] = min(since.get(partition, start), start)
-        return Wanted(tuple(sorted({drift.device for drift in task.drifts})), since)
+        return Wanted(tuple(sorted({drift.device for drift, _, _ in there})), since)
     if task.champion is None:
         return Wanted(None, None, first=True)
     ends: dict[int, int] = {}

@@ -251,7 +251,7 @@ def judge(
     gain = challenger.recent - champion.recent
     compared = f"recent macro F1 {champion.recent:.3f} → {challenger.recent:.3f}"
     if interval is not None:
-        compared += f" (gain {gain:+.3f}, 95 % {interval[0]:+.3f} to {interval[1]:+.3f})"
+        compared += f" (gain {gain:+.3f}, 90 % {interval[0]:+.3f} to {interval[1]:+.3f})"
     if gain < margin - ROUNDING:
         return _rejected("not-better", f"{compared}: a gain of {gain:+.3f}, needed {margin:+.3f}")
     if challenger.anchor is None or champion.anchor is None:

@@ -195,7 +195,7 @@ class _Loop:
                 model = Model(version, trial.best.pipeline, trial.names)
         except Decline as decline:
             said = decline.declined
-            pinned_at = max(now, now + self.settings.collect_seconds) if "came within" in said.detail else pinned_at
+            pinned_at = self._latest(train, now) if "came within" in said.detail else pinned_at
         seconds = time.process_time() - began
         ended = pinned_at + seconds
         self.busy_until = ended
@@ -234,6 +234,10 @@ class _Loop:
         version = str(len(self.controller.registered) + 1)
         self._tell(self._registered(version, window, [each.id for each in train.drifts]), pinned_at)
 
+    def _latest(self, train: Train, now: float) -> float:
+        """Until when readings are waited for."""
+        return max(now, (now if train.since is None else train.since) + self.settings.collect_seconds)
+
     def _collected(self, train: Train, now: float) -> tuple[float, TrainingWindow, Piece]:
         """When enough had come, and what. Raises Decline."""
         previous = [each.window for each in self.controller.registered]
@@ -244,7 +248,7 @@ class _Loop:
         rows = np.flatnonzero((windows.first_offset >= start) & (windows.labels != NO_LABEL))
         seen = windows.labels[rows, None] == np.arange(len(ACTIVITIES))
         may, full = ripe(np.cumsum(seen, 0), settings)
-        ready, latest = np.inf, now + settings.collect_seconds
+        ready, latest = np.inf, self._latest(train, now)
         if may.any():
             later = windows.end[rows[int(may.argmax()) :]]  # since it may be done
             still = np.flatnonzero(np.diff(later, append=np.inf) > STILL_S)[0]

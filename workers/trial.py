@@ -37,6 +37,7 @@ from workers.triage import Triage, triage
 
 _NO_ANSWER = len(ACTIVITIES)
 AS_GOOD = 0.01  # of the sum of two macro F1
+GATE_LEVEL = 0.9  # of the interval whose lower end is asked: one time in twenty no gain looks like one
 Interval = tuple[float, float]
 Judged = tuple[Verdict, dict[str, float]]
 
@@ -190,7 +191,7 @@ def run_trial(
         rows, ours = _on_others(recent, lambda part: learn(part, untrained, _raise)[0].pipeline, names)
         labels = recent.labels[rows]
         old = predicted(champion.pipeline, features(recent.values[rows], champion.columns))
-        interval = paired_interval(labels, blocks_of(recent.bouts[rows]), ours, old)
+        interval = paired_interval(labels, blocks_of(recent.bouts[rows]), ours, old, GATE_LEVEL)
         proved = Scores(macro_f1(labels, ours), scores[best.name].anchor)
         verdict, numbers = judged(proved, Scores(macro_f1(labels, old), champion_scores.anchor), best.name, interval)
         numbers |= {"windows.recent": len(labels)}

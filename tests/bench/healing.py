@@ -81,10 +81,12 @@ def outcome_of(row, done, since):
 def row_of(run, calm, done, champion, policy):
     """What a run under a policy came to. calm: the windows had nothing drifted."""
     drifted = run.windows.chosen(run.windows.start >= run.drift_ts)
-    since, serving = done.deployed[-1]
-    behind = drifted.chosen(drifted.start >= since) if since > run.drift_ts else drifted
-    if int((behind.labels != NO_LABEL).sum()) < 60:  # too few to say
-        behind = drifted
+    # The last one of which enough windows tell; one that has learned from what it is asked would look too good.
+    serving, behind = champion, drifted
+    for since, version in done.deployed:
+        later = drifted.chosen(drifted.start >= since)
+        if since > run.drift_ts and int((later.labels != NO_LABEL).sum()) >= 60:
+            serving, behind = version, later
     same = (calm.start >= behind.start[0] - 0.01) & (calm.end <= behind.end[-1] + 0.01)
     if run.kind == "subject":  # what is asked of another person cannot be asked of this one
         same = (calm.start >= run.from_ts) & (calm.end < run.drift_ts)

@@ -43,6 +43,7 @@ from streams.simulator import simulate
 from streams.windows import NO_LABEL
 from tests.integration.worker_processes import changed, events, eventually, of_type, running, send, worker
 from workers import registry
+from workers.dataset import wanted_by
 from workers.retrain_task import RESULT, TASK, Champion, Result, Task
 
 DEVICES, LEARN_S, LATER_S, LAST_S = 4, 130.0, 300.0, 90.0
@@ -329,6 +330,19 @@ def test_readings_that_retention_has_deleted_are_not_replaced_by_others(world, f
     with world.worker():
         expired = world.decision(id)
     assert (expired.outcome, expired.reason) == ("not-trained", "window-expired")
+
+
+def test_a_drift_that_waited_beyond_retention_takes_no_other_with_it(world, first):
+    """What was deferred joins the next training; its readings may be gone, those of the new drift are not."""
+    template = of_type(events(world.settings, DRIFT), DriftDetected)[-1]
+    [low] = [each for each in end_ranges(world.settings) if each.start > 0][:1]
+    old, new = (
+        msgspec.structs.replace(template, device=device, change_position=Position("activity", low.partition, offset))
+        for device, offset in (("old", low.start - 1), ("new", low.start))
+    )
+    both = wanted_by(Task("both", [old, new]), world.settings)
+    assert (both.devices, both.since) == (("new",), {low.partition: low.start})
+    assert wanted_by(Task("one", [old]), world.settings).devices == ("old",), "told of as expired, not forgotten"
 
 
 def deployed(world: World, version: ModelRegistered, previous: ModelRegistered) -> str:
