@@ -30,6 +30,7 @@ from schemas.activity import (
     field_of,
 )
 from schemas.errors import Reject
+from streams.columns import Columns, NotColumns, reader
 from streams.records import Chunk, Record
 from streams.windows import LABEL_CODES, Floats, Ints
 
@@ -76,6 +77,7 @@ _decode_row: Final = msgspec.json.Decoder(_Row).decode
 _decode_reading: Final = msgspec.json.Decoder(Reading).decode
 _decode_batch: Final = msgspec.json.Decoder(ReadingBatch).decode
 _NO_MESSAGE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_NO_NUMBER: Final = struct.pack("d", math.nan)
 _valid_name: Final = re.compile(r"[A-Za-z0-9._-]{1,64}").fullmatch
 _OBJECT: Final = ord("{")
 
@@ -216,7 +218,7 @@ def decode_chunk(chunk: Chunk, codes: dict[str, int]) -> tuple[Rows, list[Reject
 
 
 def _decoded(chunk: Chunk) -> tuple[list[Any], list[int]]:
-    """A `_Row` or a batch for each record that is certainly one, and the indices at which `decode` has to look."""
+    """Each record that certainly is one as a `_Row`, or each as a batch; the indices at which `decode` has to look."""
     decoded, unsure = _by_the_thousand(chunk.values)
     looked = set(unsure)
     if max(map(len, filter(None, chunk.values)), default=0) > MAX_MESSAGE_BYTES:
@@ -245,7 +247,7 @@ def _by_the_thousand(values: Sequence[bytes | None]) -> tuple[list[Any], list[in
     while len(decoded) < len(values):
         try:
             decoded.extend(map(shape, left))  # keeps what came before an exception
-        except (*_NO_MESSAGE, TypeError):
+        except (*_NO_MESSAGE, NotColumns, TypeError):
             others.append(len(decoded))
             decoded.append(None)
     if shape is _decode_batch:
@@ -254,17 +256,20 @@ def _by_the_thousand(values: Sequence[bytes | None]) -> tuple[list[Any], list[in
 
 
 def _shape_of(values: Sequence[bytes | None]) -> Callable[[Any], Any]:
+    shapes: tuple[Callable[[Any], Any], ...] = (_decode_row, reader() or _decode_batch)
     for value in filter(None, values):
-        for shape in (_decode_row, _decode_batch):
+        for shape in shapes:
             try:
                 shape(value)
-            except _NO_MESSAGE:
+            except (*_NO_MESSAGE, NotColumns):
                 continue
             return shape
     return _decode_row
 
 
 def _rows_of(kind: Any, items: Sequence[Any], source: Ints, codes: dict[str, int]) -> Rows:
+    if kind is Columns:
+        return _rows_of_columns(items, source, codes)
     if kind is ReadingBatch:
         return _rows_of_batches(items, source, codes)
     return _rows_of_singles(items, source, codes) if kind is _Row else _rows_of_readings(items, source, codes)
@@ -326,18 +331,39 @@ def _rows_of_batches(batches: Sequence[ReadingBatch], source: Ints, codes: dict[
                     for column, length in zip(columns, counts, strict=True)
                 ]
             )
+    ts = np.fromiter(chain.from_iterable(batch.ts for batch in batches), np.float64, count)
+    return _joined_batches(batches, counts, source, codes, ts, values)
+
+
+def _rows_of_columns(batches: Sequence[Columns], source: Ints, codes: dict[str, int]) -> Rows:
+    counts = [batch.count for batch in batches]
+    values = np.empty((len(CHANNELS), sum(counts)))
+    for row in range(len(CHANNELS)):
+        columns = (batch.channels[row] for batch in batches)
+        values[row] = np.frombuffer(
+            b"".join(
+                _NO_NUMBER * length if column is None else column
+                for column, length in zip(columns, counts, strict=True)
+            )
+        )
+    ts = np.frombuffer(b"".join(batch.ts for batch in batches))
+    return _joined_batches(batches, counts, source, codes, ts, values)
+
+
+def _joined_batches(
+    batches: Sequence[Any], counts: Sequence[int], source: Ints, codes: dict[str, int], ts: Floats, values: Floats
+) -> Rows:
+    """values: (12, n)."""
     labels = chain.from_iterable(
-        map(LABEL_CODES.__getitem__, batch.act)
-        if isinstance(batch.act, list)
-        else [LABEL_CODES[batch.act]] * len(batch.ts)
-        for batch in batches
+        map(LABEL_CODES.__getitem__, batch.act) if isinstance(batch.act, list) else [LABEL_CODES[batch.act]] * count
+        for batch, count in zip(batches, counts, strict=True)
     )
     return Rows(
         np.repeat(_integers((codes[batch.device] for batch in batches), len(batches)), counts),
         np.repeat(source, counts),
-        np.fromiter(chain.from_iterable(batch.ts for batch in batches), np.float64, count),
+        ts,
         values.T,
-        _integers(labels, count),
+        _integers(labels, len(ts)),
     )
 
 
