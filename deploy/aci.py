@@ -6,6 +6,7 @@ deleted and made again, and a new version has a group and an address of its own.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -220,7 +221,11 @@ class AciTarget:
 
     def _name(self, label: str) -> str:
         """The group's name and DNS label: 63 characters of a-z, 0-9 and -, in which a version's dots become -."""
-        return re.sub(r"[^a-z0-9-]", "-", f"{self._place.dns_prefix}-{label}".lower())[:63].rstrip("-")
+        name = re.sub(r"[^a-z0-9-]", "-", f"{self._place.dns_prefix}-{label}".lower())
+        if len(name) <= 63:
+            return name.rstrip("-")
+        # Cut off, the versions of a long-named model would be one group.
+        return f"{name[:54].rstrip('-')}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
     def _is_ours(self, group: ContainerGroup) -> bool:
         tags = group.tags or {}

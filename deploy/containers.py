@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
@@ -46,6 +47,7 @@ class DockerTarget:
         registry: Registry | None = None,
         cpus: float = 1.0,
         memory_mb: int = 512,
+        starting_seconds: float = 60.0,
         stop_seconds: int = 35,
         choose_port: Callable[[], int] = free_port,
     ) -> None:
@@ -55,6 +57,7 @@ class DockerTarget:
         self._registry = registry
         self._cpus = cpus
         self._memory_mb = memory_mb
+        self._starting_seconds = starting_seconds
         self._stop_seconds = stop_seconds
         self._choose_port = choose_port
 
@@ -66,7 +69,7 @@ class DockerTarget:
             running = self._container(spec.label)
             if running is not None:
                 found = self._deployment(running)
-                if running.status == "running" and found.digest == spec.digest and is_itself(found) is not False:
+                if running.status == "running" and found.digest == spec.digest and self._is_sound(running, found):
                     log.info("container.adopted", deployment=spec.label, id=running.short_id)
                     return found
                 self._remove(running)
@@ -123,6 +126,13 @@ class DockerTarget:
             self._builder.forget(image)
 
     # -- one version's container ----------------------------------------------------------------------------------
+
+    def _is_sound(self, container: Any, deployment: Deployment) -> bool:
+        """Whether it answers as itself, or is so young that it need not answer yet."""
+        if (answer := is_itself(deployment)) is not None:
+            return answer
+        started = datetime.fromisoformat(container.attrs["State"]["StartedAt"][:19]).replace(tzinfo=UTC)
+        return (datetime.now(UTC) - started).total_seconds() < self._starting_seconds
 
     def _name(self, label: str) -> str:
         return f"driftloop-{hashlib.sha256(self._scope.encode()).hexdigest()[:8]}-{label}"

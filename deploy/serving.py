@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from deploy import modelfiles
 from schemas.activity import SAMPLE_RATE_HZ, Reading
-from schemas.errors import Reject
+from schemas.errors import Reject, first_line
 
 MAX_BODY_BYTES: Final = 1024 * 1024
 MAX_ROWS: Final = 10_000
@@ -83,7 +83,7 @@ class ServedModel:
             with np.errstate(all="ignore"):
                 return question(rows)
         except ValueError as error:  # finite for us, yet not after scaling or as float32
-            _refuse("body", f"the model cannot score these values: {str(error).splitlines()[0]}")
+            _refuse("body", f"the model cannot score these values: {first_line(error)}")
 
 
 def served(name: str, version: str, digest: str, folder: Path) -> ServedModel:

@@ -10,7 +10,8 @@ class Retry(Exception):
 class Reject(Exception):
     """This message can never work: dead-letter the raw bytes with the reason, go on.
 
-    reject_class is one of `schemas.activity.REJECT_CLASSES` or, for events, `schema` or `schema-unsupported`.
+    reject_class: of a message, one of `schemas.activity.REJECT_CLASSES`, `schema` or `schema-unsupported`; of a version
+    that is not deployed, what its decision gives as reason.
     """
 
     def __init__(self, reject_class: str, reason: str) -> None:
@@ -25,3 +26,8 @@ class Stop(Exception):
 
 class UserError(Exception):
     """What a person did or set cannot work; the message is one line that says what to do. Exit code 2."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an error says; its kind where it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     checkpoint_seconds: float = Field(0.5, gt=0, description="how often the agent makes its state durable and commits")
     checkpoint_readings: int = Field(100_000, ge=1, description="the same, by readings since the last checkpoint")
     idle_seconds: float = Field(
-        900, gt=0, description="how long a device is silent before it leaves the agent's memory"
+        900, gt=0, description="how long a device is silent before the agent keeps of it only what it has saved"
     )
     stall_seconds: float = Field(
         120,

@@ -22,7 +22,10 @@ log = structlog.get_logger()
 
 
 class CurrentModel:
-    """A thread that follows the pointer of one model. on_change: called in that thread with each new value."""
+    """A thread that follows the pointer of one model. on_change: called in that thread with each new value.
+
+    Of what is on the topic at the start, only the last counts: a newcomer does not live through what served before.
+    """
 
     def __init__(self, settings: Settings, on_change: Callable[[ModelDeployed | None], None] = lambda _: None) -> None:
         self.settings = settings
@@ -64,27 +67,32 @@ class CurrentModel:
                 consumer.close()
 
     def _read(self, consumer: Consumer) -> None:
+        known: list[ModelDeployed | None] = []  # until the end is reached: the last value, if there is one
+        reached = False
         while not self._stopping.is_set():
             message = consumer.poll(0.5)
             if message is None:
                 continue
             if message.error() is None:
                 if message.key() == self.settings.model.encode():
-                    self._take(message.value(), message.headers())
+                    known = _value(message.value(), message.headers()) or known
             elif message.error().code() == KafkaError._PARTITION_EOF:
                 # No offset tells: transactions, aborted ones too, leave markers that are never delivered.
+                reached = True
+            if reached and known:
+                self.latest = known.pop()
+                self.on_change(self.latest)
+            if reached:
                 self.caught_up.set()
 
-    def _take(self, value: bytes | None, headers: list[tuple[str, bytes]] | None) -> None:
-        if value is None:
-            self.latest = None
-        else:
-            try:
-                event = decode(None, value, headers).event
-            except Reject as reject:
-                log.warning("current-model.unreadable", reason=str(reject))
-                return
-            if not isinstance(event, ModelDeployed):
-                return
-            self.latest = event
-        self.on_change(self.latest)
+
+def _value(value: bytes | None, headers: list[tuple[str, bytes]] | None) -> list[ModelDeployed | None]:
+    """What a record says, nothing if it cannot be read."""
+    if value is None:
+        return [None]
+    try:
+        event = decode(None, value, headers).event
+    except Reject as reject:
+        log.warning("current-model.unreadable", reason=str(reject))
+        return []
+    return [event] if isinstance(event, ModelDeployed) else []

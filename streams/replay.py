@@ -76,9 +76,13 @@ def replay(
     ranges: Sequence[OffsetRange],
     devices: Sequence[str] | None = None,
     *,
+    labelled: bool = False,
+    most: int | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Replayed:
-    """Windows of the records in the ranges, of some devices or all.
+    """Windows of the records in the ranges, of some devices or all. labelled: only windows with a label, or a topic
+    that was filled for a day would not fit into memory. most: about so many of them, evenly from the beginnings of the
+    ranges, which then end earlier in `window`.
 
     Raises WindowExpired where retention has passed the start of a range, Retry where the broker does not answer.
     """
@@ -86,21 +90,25 @@ def replay(
     digest = hashlib.sha256()
     windows: dict[str, list[Windows]] = {}
     keys = None if devices is None else {device.encode() for device in devices}
-    rows = 0
-    for wanted in sorted(ranges, key=lambda item: item.partition):
+    rows, read = 0, list(ranges)
+    share = None if most is None else most // max(sum(item.end > item.start for item in ranges), 1)
+    for number, wanted in sorted(enumerate(ranges), key=lambda item: item[1].partition):
         if wanted.end <= wanted.start:
             continue
-        reader = _PartitionReader(keys)
+        reader = _PartitionReader(keys, labelled=labelled)
         for records in _runs(settings, topic, wanted, stopping):
             for record in records:
                 if keys is None or record.key in keys:
                     digest.update(record.value or b"")
             rows += reader.take(records, windows)
+            if share is not None and reader.kept >= share:
+                read[number] = OffsetRange(wanted.partition, wanted.start, records[-1].offset + 1)
+                break
     one = devices is not None and len(devices) == 1
     joined = {name: _joined_windows(parts) for name, parts in windows.items()}
     window = TrainingWindow(
         topic=topic,
-        ranges=list(ranges),
+        ranges=read,
         rows=rows,
         sha256=digest.hexdigest(),
         device=devices[0] if devices is not None and one else None,
@@ -179,8 +187,10 @@ def _record(message: Message) -> Record:
 class _PartitionReader:
     """Turns runs of one partition's records into windows, device by device."""
 
-    def __init__(self, keys: set[bytes] | None) -> None:
+    def __init__(self, keys: set[bytes] | None, *, labelled: bool) -> None:
         self.keys = keys
+        self.labelled = labelled
+        self.kept = 0  # windows
         self.names = Names(lambda _, row: self.intake.reserve(row))
         self.intake = Intake()
 
@@ -190,7 +200,9 @@ class _PartitionReader:
         rows, _ = decode_chunk(chunk, self.names)  # what is rejected the agent has dead-lettered
         taken = self.intake.take(rows, chunk)
         for row in taken.rows.tolist():
-            found = taken.windows.chosen(taken.window_rows == row)
+            mine = taken.window_rows == row
+            found = taken.windows.chosen(mine & (taken.windows.labels != NO_LABEL) if self.labelled else mine)
+            self.kept += len(found)
             windows.setdefault(self.names.by_row[row], []).append(found)
         return len(taken.readings)
 

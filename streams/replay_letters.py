@@ -11,7 +11,7 @@ from confluent_kafka import KafkaException, Producer
 
 from schemas.errors import Retry, Stop
 from schemas.settings import Settings
-from schemas.topology import REPLAYS
+from schemas.topology import DEAD_LETTER_BYTES, REPLAYS
 from streams.eventlog import read_records
 from streams.kafka import is_transient, producer_config
 from streams.letters import REPLAY_OF, Letter
@@ -38,7 +38,12 @@ def replay(
     A second replay that runs at the same time is fenced, and receipts are looked at once more after that, so that
     nothing is sent twice whoever runs what when. Raises Retry, or Stop if another replay has taken over.
     """
-    producer = Producer(producer_config(settings, **{"transactional.id": f"{settings.namespace}driftloop-replay"}))
+    producer = Producer(
+        producer_config(
+            settings,
+            **{"transactional.id": f"{settings.namespace}driftloop-replay", "message.max.bytes": DEAD_LETTER_BYTES},
+        )
+    )
     sent = 0
     try:
         producer.init_transactions(_TIMEOUT_S)

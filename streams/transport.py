@@ -35,6 +35,7 @@ FETCH_WAIT_MS: Final = 250
 
 # (where, name): what an upgrade of Faust or aiokafka must still have.
 PRIVATE: Final = (
+    ("faust.App", "_stop_consumer"),
     ("faust.transport.consumer.Consumer", "_drain_messages"),
     ("faust.transport.consumer.Consumer", "_wait_next_records"),
     ("faust.transport.consumer.Consumer", "_commit"),

@@ -7,6 +7,7 @@ cache. An engine that is there already is never touched.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -151,14 +152,17 @@ def _ensure_base(client: Any) -> None:
 
 
 @contextmanager
-def registry(folder: Path, *, login: bool = False, ca: Any = None, data: Path | None = None) -> Iterator[str]:
+def registry(
+    folder: Path, *, login: bool = False, ca: Any = None, data: Path | None = None, deletes: bool = True
+) -> Iterator[str]:
     """The address of a docker-registry; ca: trustme's, for TLS; login: it asks for USER and PASSWORD; data: kept."""
     port = free_port()
     folder.mkdir(parents=True, exist_ok=True)
     lines = [
         "version: 0.1",
         "log: {level: warn}",
-        f"storage: {{filesystem: {{rootdirectory: {data or folder / 'data'}}}, delete: {{enabled: true}}}}",
+        f"storage: {{filesystem: {{rootdirectory: {data or folder / 'data'}}},",
+        f"  delete: {{enabled: {json.dumps(deletes)}}}}}",
         "http:",
         f"  addr: 127.0.0.1:{port}",
         "  relativeurls: true",

@@ -42,6 +42,8 @@ LOOKED_AT: Final = frozenset(
 LOOKS: Final = 2
 UNSURE_SHARE: Final = 0.2  # of the cooldown, after a training that could not tell; with each in a row twice that
 FAULT_LINGERS_S: Final = 60.0  # of event time: a detector's bouts reach back
+# An agent whose detector began anew tells no end of a fault; a fault that lasts is told of the windows themselves.
+FAULT_OPEN_S: Final = 6 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class Controller:
     # What the topics tell.
 
     def see(self, told: Envelope) -> None:
-        """Fold one event of `drift`, `decisions` or `model-registered` in; oldest first within a topic."""
+        """Fold one event of `drift`, `decisions`, `model-registered` or `deployed` in; oldest first within a topic."""
         event = told.event
         if event.model != self.model:
             return
@@ -202,8 +204,8 @@ class Controller:
         if event.outcome in ("deferred", "held") and event.reason in WAITING:
             for id in event.concerns:
                 self._wait(id, event)
-        elif not again:
-            self._settle(event.concerns)
+        else:
+            self._settle(id for id in event.concerns if id not in again)
 
     def _wait(self, id: str, event: DecisionMade, until: float = 0.0) -> None:
         wait = _Wait(event.ts, until)
@@ -357,7 +359,7 @@ class Controller:
     def _faulty(self, event: DriftDetected) -> tuple[tuple[str, str], tuple[float, float | None]] | None:
         """The fault of the device during the time in which the drift was seen, if there was one."""
         for (device, channel, kind), (begin, end) in self.faults.items():
-            over = end is not None and end + FAULT_LINGERS_S < event.change_ts
+            over = (begin + FAULT_OPEN_S if end is None else end + FAULT_LINGERS_S) < event.change_ts
             if device == event.device and kind != "gap" and begin <= event.ts + FAULT_LINGERS_S and not over:
                 return (channel, kind), (begin, end)
         return None

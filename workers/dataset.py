@@ -106,7 +106,8 @@ def wanted_by(task: Task, settings: Settings) -> Wanted:
 
 
 def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], until: float | None = None) -> Replayed:
-    """Labelled windows, once there are enough of enough activities. until: as of a task.
+    """Labelled windows, once there are enough of enough activities, at most as many as an anchor keeps. until: as of a
+    task.
 
     Raises Decline if they do not come in time, WindowExpired or Retry as `replay` does.
     """
@@ -118,10 +119,13 @@ def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], unti
     found: Replayed | None = None
     labelled, kinds, may, full, grown = 0, 0, False, False, time.monotonic()
     while True:
+        looked = time.monotonic()
         ranges = ranges_since(wanted, settings)
         if ranges != seen:
             seen, grown = ranges, time.monotonic()
-            found = replay(settings, ranges, wanted.devices)
+            if found is None:
+                say("collecting: reading what there is")
+            found = replay(settings, ranges, wanted.devices, labelled=True, most=settings.anchor_windows)
             counts = np.array([(found.window.activities or {}).get(name, 0) for name in ACTIVITIES])
             labelled, kinds = int(counts.sum()), int((counts >= settings.recent_per_activity).sum())
             say(f"collecting: {labelled} of {needed} labelled windows, {kinds} activities")
@@ -130,8 +134,9 @@ def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], unti
             else:
                 may, full = (bool(each) for each in ripe(counts, settings))
         now = time.monotonic()
+        took = now - looked
         if found is not None and (full or (may and (now > deadline or now - grown > STILL_S))):
-            log.info("window.pinned", ranges=str(seen), windows=labelled, activities=kinds)
+            log.info("window.pinned", ranges=str(found.window.ranges), windows=labelled, activities=kinds)
             return found
         if not wanted.first and now > deadline:
             raise Decline(
@@ -142,7 +147,7 @@ def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], unti
                 windows=labelled,
                 activities=kinds,
             )
-        time.sleep(_POLL_S)
+        time.sleep(max(_POLL_S, took))  # a long topic is not read without a pause
 
 
 def ripe(counts: Ints, settings: Settings) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -181,7 +186,7 @@ def past(window: TrainingWindow, previous: Sequence[TrainingWindow], settings: S
         if start < item.start:
             ranges.append(OffsetRange(item.partition, start, item.start))
     try:
-        found = replay(settings, ranges, names)
+        found = replay(settings, ranges, names, labelled=True)
         return piece_of(found, settings) if (found.window.windows or 0) >= PAST_WINDOWS else None
     except (WindowExpired, Decline) as error:
         log.info("past.unknown", detail=str(error))
@@ -215,7 +220,7 @@ def anchors(previous: Sequence[TrainingWindow], settings: Settings) -> list[Repl
     found = []
     for window in previous:
         try:
-            found.append(replay(settings, window.ranges, devices_of(window)))
+            found.append(replay(settings, window.ranges, devices_of(window), labelled=True))
         except WindowExpired as expired:
             log.warning("anchor.expired", detail=str(expired))
     if previous and not found:

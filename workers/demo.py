@@ -23,7 +23,7 @@ import psutil
 
 from deploy.local import orphans
 from schemas.activity import ACTIVITIES, CHANNEL_NAMES, SAMPLE_RATE_HZ
-from schemas.errors import Retry, UserError
+from schemas.errors import Retry, UserError, first_line
 from schemas.events import DecisionMade, DriftDetected, ModelDeployed, ModelRegistered
 from schemas.settings import Settings, load_settings
 from schemas.topology import EVENT_TOPICS
@@ -67,7 +67,7 @@ def run_demo(settings: Settings, *, data: Path | None, keep: bool, as_json: bool
     try:
         demo.run(bool(data))
     except (Retry, UserError, httpx.HTTPError) as error:
-        report.failure = str(error).splitlines()[0]
+        report.failure = first_line(error)
     finally:
         if not keep:
             console.print("stopping")

@@ -74,6 +74,7 @@ class Deployer:
     name = "deploy"
     topic = MODEL_REGISTERED
     group = DEPLOY_GROUP
+    mends = True  # what serves is watched while a new version waits for a registry
 
     def __init__(self, settings: Settings, health: Health, target: Target, client: MlflowClient) -> None:
         self.settings = settings
@@ -165,7 +166,9 @@ class Deployer:
         finally:
             current.stop()
         ours = [each for each in found if each.event.model == self.settings.model]
-        self.history = [each for each in ours if isinstance(each.event, ModelDeployed)]
+        self.history = [
+            each for each in ours if isinstance(each.event, ModelDeployed) and _NUMBER.fullmatch(each.event.version)
+        ]
         self.registered = {}
         for each in ours:
             self._remember(each)
@@ -210,7 +213,8 @@ class Deployer:
                 reach("deploy.switched")
                 self.serving = output.event.event
                 self.looked = float("-inf")
-        self.attempts.clear()
+        if outputs:
+            self.attempts.clear()
 
     def _roll_out(self, cause: Envelope, registered: Envelope, cancelled: Callable[[], bool]) -> list[Output]:
         """Verify, create, wait, smoke; the events that make the version current. Raises Retry.
@@ -223,7 +227,9 @@ class Deployer:
         try:
             deployment, took = self._put(event, cancelled, cause.id)
         except Reject as reject:
-            self._withdraw(event.version)
+            back = wayback.way_back(self._deployments())
+            if event.version not in (self.serving and self.serving.version, back and back.version):
+                self._withdraw(event.version)
             log.warning("deploy.refused", version=event.version, reject_class=reject.reject_class, reason=reject.reason)
             about: About = "promote" if by_hand else "deploy"
             return [self._decision(cause, "refused", reject.reject_class, reject.reason, about=about)]
@@ -419,6 +425,9 @@ class Deployer:
             registry.set_champion(self.client, serving.model, *names)
         except Reject as reject:  # deleted from the registry by hand; it serves nevertheless
             log.warning("champion.unnamed", version=serving.version, reason=str(reject))
+        except Retry as error:  # an absent MLflow must not keep us from watching what serves
+            log.warning("champion.unnamed", version=serving.version, reason=str(error))
+            return
         self.named = names
 
     def _moved(self, serving: ModelDeployed, deployment: Deployment) -> Output:

@@ -42,6 +42,9 @@ class History:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._connection = _open(path)
+        except sqlite3.OperationalError as error:  # locked, full, not ours: the file may be sound
+            log.warning("history.unreadable", path=str(path), error=str(error))
+            self._connection = _open(":memory:")
         except sqlite3.DatabaseError as error:
             log.warning("history.unreadable", path=str(path), error=str(error))
             path.replace(path.with_suffix(f".broken-{int(time.time())}"))
@@ -128,7 +131,7 @@ class History:
             self._connection.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def _open(path: Path | str) -> sqlite3.Connection:
     connection = sqlite3.connect(path, check_same_thread=False)
     connection.executescript(_TABLES)
     return connection

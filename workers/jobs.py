@@ -21,8 +21,8 @@ from schemas.envelope import Envelope, decode, encode
 from schemas.errors import Reject, Retry, Stop
 from schemas.failpoints import reach
 from schemas.settings import Settings
-from schemas.topology import Topic, dead_letters
-from streams.deadletters import dead_letter_headers
+from schemas.topology import DEAD_LETTER_BYTES, Topic, dead_letters
+from streams.deadletters import dead_letter_headers, fitting
 from streams.kafka import backoff, client_config, is_transient, producer_config
 from streams.records import Record
 from workers.health import Health
@@ -62,6 +62,7 @@ class Handler(Protocol):
     name: str
     topic: Topic
     group: str
+    mends: bool  # whether `idle` is asked, too, while an event waits to be tried again
 
     def assigned(self) -> None:
         """The events are ours from now on; another worker may have had them, and has done what we have not seen."""
@@ -70,7 +71,7 @@ class Handler(Protocol):
         """Begin the job for an event. Raises Retry or Reject."""
 
     def idle(self) -> Job | None:
-        """A job for which no event is needed, asked for while none waits; None if there is nothing to do."""
+        """A job for which no event is needed, asked for while none is in work; None if there is nothing to do."""
 
     def committed(self, outputs: Sequence[Output]) -> None:
         """The outputs are on their topics, once."""
@@ -155,6 +156,7 @@ class JobLoop:
                 settings,
                 **{
                     "transactional.id": slot,
+                    "message.max.bytes": DEAD_LETTER_BYTES,
                     # What a frozen broker does not answer blocks a transactional call for so long, whatever it asks
                     "socket.timeout.ms": 10_000,
                     "topic.metadata.propagation.max.ms": 5_000,  # topics are made beforehand
@@ -163,6 +165,7 @@ class JobLoop:
         )
         self.job: Job | None = None
         self.message: Message | None = None
+        self.held: Message | None = None  # waits to be tried again while the handler mends
         self.joined = False
         self.regained = False
         self.again_at = 0.0
@@ -198,10 +201,11 @@ class JobLoop:
             self._resume()
         if message is not None and self.message is None and self._gives_way():
             self._drop()
-        if message is not None and (self.job is not None or self.message is not None):
+        if message is not None and (self.job or self.message or self.held) is not None:
             # Fetched before the pause took hold, or while a job between events runs: it comes again afterwards.
             self.consumer.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
             message = None
+            self.stopping.wait(_POLL_S)  # or it would come again at once
         if message is not None:
             self.message = message
             self.again_at = 0.0  # what waits is another thing
@@ -226,7 +230,12 @@ class JobLoop:
         return bool(getattr(self.job, "gives_way", bool)())
 
     def _begin(self) -> None:
-        if time.monotonic() < self.again_at:
+        waits = time.monotonic() < self.again_at
+        if waits and self.message is not None and self.handler.mends:
+            self.message, self.held = None, self.message
+        elif not waits and self.message is None:
+            self.message, self.held = self.held, None
+        if waits and self.held is None:
             return
         if self.message is None:
             if self.consumer.assignment():  # whoever owns no partition has nothing to decide
@@ -253,7 +262,8 @@ class JobLoop:
         record = Record(
             message.offset(), timestamp / 1000, message.key(), message.value(), tuple(message.headers() or ())
         )
-        headers = dead_letter_headers(self.topic, message.partition(), record, reject.reject_class, reject.reason)
+        record, cut = fitting(record)
+        headers = dead_letter_headers(self.topic, message.partition(), record, reject.reject_class, reject.reason + cut)
         log.warning("event.rejected", offset=record.offset, reject_class=reject.reject_class, reason=reject.reason)
         topic = self.settings.topic(dead_letters(self.handler.topic))
         self._transact([(topic, record.key, record.value, headers)])
@@ -271,9 +281,11 @@ class JobLoop:
             self._wait()
 
     def _forget(self) -> None:
-        """The next event may come."""
+        """The next event may come, unless one is held."""
         self.job = None
         self.message = None
+        if self.held is not None:
+            return
         self.waits = backoff(1, 20)
         self.health.doing = "idle"
         self._resume()
@@ -352,7 +364,7 @@ class JobLoop:
             log.info("job.cancelled")
             self.job.cancel()
         self.job = None
-        self.message = None
+        self.message = self.held = None
 
     def _complain(self, error: KafkaError) -> None:
         # The consumer tells that it is fenced by a code, not by fatal().

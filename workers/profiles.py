@@ -36,13 +36,13 @@ class Profiles:
     def __init__(self, settings: Settings, kind: Confirmed) -> None:
         self.settings = settings
         self.kind = kind
-        self.wanted: queue.Queue[str] = queue.Queue()
+        self.wanted: queue.Queue[ModelDeployed] = queue.Queue()
         self.settled = threading.Event()  # the first one is in force, or there is none
 
     def follow(self, deployed: ModelDeployed | None) -> None:
         """A version serves, or none: what `CurrentModel` calls. A model without a profile leaves the last one."""
         if deployed is not None:
-            self.wanted.put(deployed.version)
+            self.wanted.put(deployed)
 
     def start(self) -> Profiles:
         """Begin to fetch, in a thread."""
@@ -51,16 +51,20 @@ class Profiles:
 
     def _work(self) -> None:
         while True:
-            version = self.wanted.get()
+            deployed = self.wanted.get()
             for wait in backoff(1, 30):
-                if self.take(version) or not self.wanted.empty():  # a newer one replaces it
+                if self.take(deployed.version, deployed.digest) or not self.wanted.empty():  # a newer one replaces it
                     break
                 threading.Event().wait(wait)
             self.settled.set()
 
-    def take(self, version: str) -> bool:
-        """Put a version's profile in force; whether that is done with, for good or ill."""
-        path = self.settings.home.resolve() / "profiles" / f"{self.settings.model}-{version}.json"
+    def take(self, version: str, digest: str) -> bool:
+        """Put a version's profile in force; whether that is done with, for good or ill.
+
+        digest: of the model's files; a registry that was made anew counts its versions from 1 again.
+        """
+        name = f"{self.settings.model}-{version}-{digest.rpartition(':')[2][:12]}.json"
+        path = self.settings.home.resolve() / "profiles" / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             command = [sys.executable, "-m", "workers.profiles", version, str(path)]

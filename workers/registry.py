@@ -21,7 +21,7 @@ import numpy as np
 
 from deploy.modelfiles import ALLOWED, PROFILE, SMOKE, SmokeCases, digest, verify
 from deploy.trust import SigningKey, check_signature, key_from, own_key
-from schemas.errors import Reject, Retry, UserError
+from schemas.errors import Reject, Retry, UserError, first_line
 from schemas.events import ModelRegistered
 from schemas.settings import Settings
 
@@ -101,7 +101,7 @@ def world_may_fail() -> Iterator[None]:
 
 
 def _named(status: int, error: Exception) -> Exception | None:
-    said = f"MLflow: {(str(error) or repr(error)).splitlines()[0][:300]}"
+    said = f"MLflow: {first_line(error)[:300]}"
     if status >= 500 or status in (401, 403, 408, 429) or "Max retries exceeded" in said:
         return Retry(said)
     if status == 404:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from shutil import rmtree
 from tempfile import mkdtemp
+from threading import Event as Flag
 from typing import Final
 
 import msgspec
@@ -43,8 +44,8 @@ from workers.startup import begin, now, stop_on_signals, wait_for_topics
 log = structlog.get_logger()
 
 SOURCE = "driftloop/retrain"
-# The poll loop waits for it, and /live says no after 30 s.
-_HISTORY_S = 15.0
+_HISTORY_S = 120.0  # the poll loop waits for it
+_FIRST_LOOK_S = 20.0
 _UNDER_WAY: Final[tuple[State, ...]] = ("collecting", "training", "evaluating")
 _PROOF_EVERY_S = (5.0, 60.0)  # at first, at most
 
@@ -55,9 +56,11 @@ class Retrainer:
     name = "retrain"
     topic = DRIFT
     group = RETRAIN_GROUP
+    mends = False
 
-    def __init__(self, settings: Settings, health: Health, current: CurrentModel) -> None:
+    def __init__(self, settings: Settings, health: Health, current: CurrentModel, stopping: Flag) -> None:
         self.settings = settings
+        self.stopping = stopping
         self.health = health
         self.current = current
         self.controller: Controller | None = None
@@ -191,8 +194,13 @@ class Retrainer:
 
     def _read(self, *topics: Topic) -> list[Logged]:
         deadline = time.monotonic() + _HISTORY_S
-        found = list(read_events(self.settings, topics, stopping=lambda: time.monotonic() > deadline))
-        if time.monotonic() > deadline:
+
+        def late() -> bool:
+            self.health.beat()
+            return self.stopping.is_set() or time.monotonic() > deadline
+
+        found = list(read_events(self.settings, topics, stopping=late))
+        if late():
             raise Retry(f"{', '.join(topic.name for topic in topics)} could not be read within {_HISTORY_S:g} s")
         return [logged for logged in found if logged is not None]
 
@@ -330,7 +338,7 @@ class ChildJob:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE)
         except OSError as error:
             raise Retry(f"a training cannot be started in {retrainer.scratch}: {error}") from error
-        self.working_since = time.monotonic()
+        self.working_since = self.begun = time.monotonic()
 
     def poll(self) -> Sequence[Output] | None:
         """See workers.jobs.Job."""
@@ -351,7 +359,10 @@ class ChildJob:
 
     def gives_way(self) -> bool:
         """What waits for readings must not keep a person's request, or a sensor's fault, waiting as well."""
-        return self.task.champion is not None and self._phase().startswith("collecting")
+        # The first model waits for ever, and must get to look at what there is however many events come.
+        first = self.task.champion is None
+        looked = time.monotonic() - self.begun > _FIRST_LOOK_S
+        return self._phase().startswith("collecting") and (looked or not first)
 
     def _still_running(self) -> Sequence[Output] | None:
         phase = self._phase()
@@ -408,5 +419,5 @@ def run(settings: Settings) -> None:
     current = CurrentModel(settings).start()
     while not current.caught_up.wait(1) and not stopping.is_set():
         health.beat()
-    JobLoop(settings, Retrainer(settings, health, current), health, stopping).run()
+    JobLoop(settings, Retrainer(settings, health, current, stopping), health, stopping).run()
     current.stop()

@@ -70,7 +70,8 @@ def _prove(proof: ToProve, settings: Settings, client: Any, folder: Path) -> Res
     _say(folder, f"proving version {proof.new.version}")
     nothing = Proof("no-effect", "no-labels", "no labelled windows came; nothing shows that it helped")
     try:
-        found = replay(settings, ranges_behind(proof.window, settings), devices_of(proof.window))
+        behind = ranges_behind(proof.window, settings)
+        found = replay(settings, behind, devices_of(proof.window), labelled=True, most=settings.anchor_windows)
         if (found.window.windows or 0) < settings.verdict_windows and not proof.final:
             return Result(not_yet=True)
         piece = piece_of(found, settings)

@@ -25,7 +25,7 @@ from deploy.image import layer as layers
 from deploy.image.append import adopted
 from deploy.image.registry import Registry
 from deploy.target import DeploymentSpec
-from schemas.errors import Retry, UserError
+from schemas.errors import Retry, UserError, first_line
 from schemas.failpoints import reach
 
 log = structlog.get_logger()
@@ -55,7 +55,7 @@ def engine_may_fail() -> Iterator[None]:
     except docker.errors.NotFound:
         raise
     except (docker.errors.DockerException, requests.RequestException) as error:
-        raise Retry(f"Docker engine: {str(error).splitlines()[0][:300]}") from error
+        raise Retry(f"Docker engine: {first_line(error)[:300]}") from error
 
 
 class EngineBuilder:

@@ -14,13 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import httpx
+import structlog
 
-from schemas.errors import Retry
+from schemas.errors import Retry, first_line
 
 if TYPE_CHECKING:
     from azure.containerregistry import ContainerRegistryClient
     from azure.core.credentials import TokenCredential
 
+log = structlog.get_logger()
+
+_NOT_FOUND: Final = 404
+_FORBIDDEN: Final = (403, 405)  # docker-registry deletes nothing unless it is told that it may
 # What ACR expects as the user's name beside a refresh token.
 _ACR_USER: Final = "00000000-0000-0000-0000-000000000000"
 _ACR_SCOPE: Final = "https://containerregistry.azure.net/.default"
@@ -85,7 +90,7 @@ class Registry:
         except KeyError as error:  # it reads a challenge of Basic, which says that the login is wrong, as ACR's
             raise Retry(f"registry {self.host} refuses our login ({self.auth}); its answer lacks {error}") from error
         except AzureError as error:
-            raise Retry(f"registry {self.host}: {str(error).splitlines()[0][:300]}") from error
+            raise Retry(f"registry {self.host}: {first_line(error)[:300]}") from error
 
     def find(self, reference: str) -> Found | None:
         """The image of a tag or digest; None if there is none. Raises Retry."""
@@ -103,14 +108,17 @@ class Registry:
         return Found(got.digest, manifest, got.media_type, json.loads(content))
 
     def delete(self, digest: str) -> None:
-        """Takes an image away; one that is gone already is passed over. Raises Retry."""
-        from azure.core.exceptions import ResourceNotFoundError
+        """Takes an image away; one that is gone already, or that may not be deleted, is passed over. Raises Retry."""
+        from azure.core.exceptions import HttpResponseError
 
-        try:
-            with self.client() as client:
+        with self.client() as client:
+            try:
                 client.delete_manifest(self.name, digest)
-        except ResourceNotFoundError:
-            return
+            except HttpResponseError as error:
+                if error.status_code in _FORBIDDEN:
+                    log.warning("image.kept", image=f"{self.repository}@{digest}", status=error.status_code)
+                elif error.status_code != _NOT_FOUND:
+                    raise
 
     def docker_login(self) -> dict[str, str] | None:
         """What the Docker engine needs to push and pull; lasts for three hours on ACR. Raises Retry."""
@@ -129,7 +137,7 @@ class Registry:
             reply.raise_for_status()
             return {"username": _ACR_USER, "password": reply.json()["refresh_token"]}
         except (AzureError, httpx.HTTPError, ValueError, KeyError) as error:
-            raise Retry(f"registry {self.host} gives us no token: {str(error).splitlines()[0][:300]}") from error
+            raise Retry(f"registry {self.host} gives us no token: {first_line(error)[:300]}") from error
 
 
 def _trusting(ca: Path) -> Any:

@@ -156,8 +156,10 @@ class Supervisor:
 
     def restart(self, name: str) -> None:
         """Stop, by force if need be, and start."""
-        self.stop([name])
-        self.start(name)
+        try:
+            self.stop([name])
+        finally:  # one that was stopped nobody else would start
+            self.start(name)
 
     def change(self, *, gone: Iterable[str], fresh: Iterable[str]) -> None:
         """Take over a new configuration file: `gone` are stopped and forgotten, `fresh` are made anew and started."""

@@ -105,9 +105,11 @@ def test_missing_topics_are_named_with_what_to_do(settings):
 
 
 def followed(settings, seconds=20):
-    current = CurrentModel(settings).start()
+    told = []
+    current = CurrentModel(settings, told.append).start()
     try:
         assert current.caught_up.wait(seconds)
+        assert told in ([], [current.latest]), "what served before is nobody's business any more"
         return current.version
     finally:
         current.stop()

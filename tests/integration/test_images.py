@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import contextmanager
 
 import pytest
 import trustme
@@ -31,14 +32,13 @@ def engine(needs):
             engine.images.remove(image.id, force=True)
 
 
-@pytest.fixture(scope="module")
-def registry(engine, tmp_path_factory):
-    """A registry with the tests' runtime image in it."""
-    folder = tmp_path_factory.mktemp("registry")
+@contextmanager
+def registry_in(folder, **given):
+    """A registry over the images that the tests keep."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     data = engines.HOME / "registry"
-    with engines.registry(folder, login=True, ca=authority, data=data) as address:
+    with engines.registry(folder, login=True, ca=authority, data=data, **given) as address:
         yield Registry(
             repository=f"{address}/driftloop/models",
             auth="basic",
@@ -46,6 +46,13 @@ def registry(engine, tmp_path_factory):
             password=engines.PASSWORD,
             ca=folder / "ca.pem",
         )
+
+
+@pytest.fixture(scope="module")
+def registry(engine, tmp_path_factory):
+    """A registry with the tests' runtime image in it."""
+    with registry_in(tmp_path_factory.mktemp("registry")) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +76,15 @@ def test_the_same_model_gives_the_same_digest_wherever_it_is_built(registry, run
     copy = shutil.copytree(spec.folder, tmp_path / "elsewhere", copy_function=shutil.copyfile)
     again = DeploymentSpec("images", "7", spec.digest, copy, run_id="run-1", cause="drift-1")
     assert AppendBuilder(registry, runtime).build(again) == first
+
+
+def test_an_image_that_may_not_be_deleted_is_kept(registry, runtime, spec, tmp_path):
+    """A registry deletes nothing by default; a deploy worker that insists would do nothing else any more."""
+    image = AppendBuilder(registry, runtime).build(spec)
+    with registry_in(tmp_path, deletes=False) as strict:
+        strict.delete(image.partition("@")[2])
+        assert strict.find(layers.tag(spec)) is not None
+        strict.delete("sha256:" + "0" * 64)
 
 
 def test_both_builders_make_an_image_that_serves_the_model(engine, registry, runtime, spec):

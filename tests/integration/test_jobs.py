@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from confluent_kafka import Producer
 
 from schemas.envelope import Envelope, encode, envelope
 from schemas.errors import Reject, Retry, Stop
@@ -20,6 +21,7 @@ from schemas.settings import Settings
 from schemas.topology import CURRENT_MODEL, DECISIONS, DRIFT, RETRAIN_GROUP, dead_letters
 from streams import topics
 from streams.current_model import CurrentModel
+from streams.kafka import producer_config
 from tests.integration.worker_processes import (
     Running,
     changed,
@@ -53,6 +55,7 @@ class Scripted:
     name = "retrain"
     topic = DRIFT
     group = RETRAIN_GROUP
+    mends = False
 
     def __init__(self, work: Callable[[Envelope], Job | None] | None = None) -> None:
         self.work = work or (lambda _: None)
@@ -101,6 +104,46 @@ def test_a_jobs_outputs_and_its_consumed_offset_become_visible_together(ready):
         eventually(lambda: after(ready) == 2)
     assert handler.started == ["a", "b"]
     assert handler.published == [event_id("answer", "a"), event_id("answer", "b")]
+
+
+def test_what_serves_is_mended_while_an_event_waits_to_be_tried_again(ready):
+    """A registry that is away for a night must not keep a crashed server from being brought back."""
+    mended, away = [], threading.Event()
+
+    def work(each: Envelope) -> Job:
+        if not away.is_set():
+            raise Retry("the registry is away")
+        return Done(answer(each))
+
+    def mend() -> Job:
+        mended.append(time.monotonic())
+        return ThreadJob(lambda _: [])
+
+    handler = Scripted(work)
+    handler.mends, handler.between = True, mend
+    send(ready, DRIFT, event("a"), event("b"))
+    with loop(ready, handler):
+        eventually(lambda: len(handler.started) >= 2, what="tried again")
+        before = len(mended)
+        eventually(lambda: len(mended) > before + 3)
+        assert set(handler.started) == {"a"}, "the next one waits its turn"
+        assert not answered(ready)
+        assert after(ready) < 1, "what is mended commits no event"
+        away.set()
+        eventually(lambda: answered(ready) == ["a", "b"])
+        eventually(lambda: after(ready) == 2)
+
+
+def test_a_record_of_any_size_that_the_broker_takes_is_dead_lettered(ready):
+    """One that no producer of ours may write would stop the worker, and stop it again at each start."""
+    producer = Producer(producer_config(ready, **{"message.max.bytes": 4_000_000}))
+    producer.produce(ready.topic(DRIFT), value=b"{" + b"x" * 3_000_000)
+    assert producer.flush(10) == 0
+    send(ready, DRIFT, event("a"))
+    with loop(ready, Scripted()):
+        eventually(lambda: answered(ready) == ["a"])
+    [letter] = records(ready, dead_letters(DRIFT))
+    assert len(letter.value()) > 900_000
 
 
 def test_an_event_without_an_answer_is_consumed_all_the_same(ready):

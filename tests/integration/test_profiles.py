@@ -43,13 +43,13 @@ def test_the_profile_of_a_version_comes_into_force_and_is_kept_on_disk(ready):
     verify(files, made.digest)  # the deploy worker and the server still take the model
     kind = Confirmed()
     profiles = Profiles(ready, kind)
-    assert profiles.take(made.version)
+    assert profiles.take(made.version, made.digest)
     assert in_force(kind).startswith(f"{made.version}:")
     without = registered_version(ready, "b")
-    assert profiles.take(without.version)
+    assert profiles.take(without.version, without.digest)
     assert in_force(kind).startswith(f"{made.version}:")
     away, again = changed(ready, mlflow_tracking_uri="http://127.0.0.1:1"), Confirmed()
-    assert Profiles(away, again).take(made.version)
+    assert Profiles(away, again).take(made.version, made.digest)
     assert in_force(again) == in_force(kind)
 
 
@@ -57,5 +57,5 @@ def test_a_profile_that_cannot_be_used_leaves_the_one_in_force(ready):
     """Written by another version of Driftloop, or damaged: nobody is judged by numbers that mean something else."""
     kind = Confirmed()
     made = registered_version(ready, "a", profile=b'{"format": 99}')
-    assert Profiles(ready, kind).take(made.version)
+    assert Profiles(ready, kind).take(made.version, made.digest)
     assert in_force(kind) == ""

@@ -15,7 +15,7 @@ from streams.kafka import producer_config
 from streams.producer import messages, produce
 from streams.replay import WindowExpired, end_ranges, replay
 from streams.simulator import simulate
-from streams.windows import Readings, Windows, cut
+from streams.windows import NO_LABEL, Readings, Windows, cut
 
 NOW = 1.7e9
 
@@ -105,6 +105,24 @@ def test_a_window_that_retention_has_passed_is_expired_not_shortened(settings, p
         replay(settings, ranges)
     still = OffsetRange(longest.partition, 3, longest.end)
     assert replay(settings, [still]).window.rows > 0
+
+
+def test_of_a_long_topic_only_labelled_windows_and_no_more_than_asked_for_are_kept(settings):
+    """A worker that reads a day of everybody's readings into memory is killed, begins again, and is killed again."""
+    topics.create(settings)
+    [person] = simulate(1, 300, seed=6, start_ts=NOW)
+    person.labels[: 100 * 50] = NO_LABEL
+    assert produce(settings, [person]).complete
+    everything, labelled = (replay(settings, end_ranges(settings), labelled=each) for each in (False, True))
+    kept = everything.windows["phone-01"].chosen(everything.windows["phone-01"].labels != NO_LABEL)
+    np.testing.assert_array_equal(labelled.windows["phone-01"].values, kept.values)
+    assert labelled.window == everything.window
+    some = replay(settings, end_ranges(settings), labelled=True, most=40)
+    count = len(some.windows["phone-01"])
+    assert 40 <= count < len(kept)
+    np.testing.assert_array_equal(some.windows["phone-01"].values, kept.values[:count])
+    again = replay(settings, some.window.ranges, labelled=True)
+    assert again.window == some.window, "what was pinned is what was read"
 
 
 def test_a_range_beyond_the_end_is_another_topics(settings, people):

@@ -101,6 +101,28 @@ def test_a_drift_is_looked_at_again_twice_and_then_settled(end):
     assert world.controller.rejections == (end == "rejected")
 
 
+def test_a_drift_that_was_looked_at_often_enough_is_settled_beside_a_newer_one():
+    """It would be looked at a third time, and a fourth, with every new drift that joins it."""
+    world = World()
+    one, two = told(drift(), "one"), told(drift(offset=600), "two")
+    for each in (one, two):
+        world.controller.see(each)
+    for attempt in range(2):
+        world.decide("not-needed", "champion-unhurt", ["one"], attempt)
+    world.decide("not-needed", "champion-unhurt", ["one", "two"], 2)
+    assert list(world.controller.waiting) == ["two"]
+
+
+def test_a_fault_of_which_no_end_was_told_does_not_hide_drifts_for_ever():
+    """An agent whose detector began anew tells no end; who waits for it leaves the device unheard for a month."""
+    world = World()
+    world.consume([(0, told(fault(ts=0.0), "fault"))], until=1)
+    for hour, outcomes in ((5, ["ignored"] * 2), (7, ["ignored"] * 2 + ["promoted"])):
+        seen = drift(offset=500 + hour, ts=hour * 3600.0, change_ts=hour * 3600.0 - 5)
+        world.consume([(hour * 3600.0, told(seen, f"at-{hour}", hour * 3600.0))], until=hour * 3600.0 + 60)
+        assert [each.outcome for each in world.decisions] == outcomes
+
+
 def test_the_days_budget_ends_trainings_until_the_next_day():
     """Compute is paid for."""
     world = World(Policy(cooldown_s=0, daily_trainings=2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import msgspec
 import pytest
 
@@ -39,7 +41,7 @@ def retrainer(tmp_path, monkeypatch):
     monkeypatch.setattr(retrain, "ChildJob", Trained)
     monkeypatch.setattr(retrain, "_topic_id", lambda _: "topic-id")
     settings = Settings(_env_file=None, home=tmp_path, kafka_bootstrap="127.0.0.1:1", namespace="", cooldown_seconds=0)
-    retrainer = Retrainer(settings, Health("retrain"), Current())
+    retrainer = Retrainer(settings, Health("retrain"), Current(), threading.Event())
     retrainer.controller = Controller("activity", policy_of(settings))
     retrainer.controller.see(told(learned("1", 0, 300), "first"))
     monkeypatch.setattr(retrainer, "_ahead", list)
