@@ -23,7 +23,7 @@ check: $(VENV)/dev.stamp  ## format, lint, types, layers
 	$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/dev.stamp $(PEERS)/stamp  ## the measurements behind the README's figures
-	@$(BIN)/python -m tests.bench
+	@$(BIN)/python -m tests.bench $(DATA)
 
 contracts: $(VENV)/run.stamp  ## JSON Schemas, AsyncAPI and golden examples, from the code
 	$(BIN)/python -m schemas.generate

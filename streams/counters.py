@@ -33,7 +33,7 @@ def of_agent() -> Counters:
 
 
 def count(counters: Counters, records: Sequence[object], outcome: Outcome) -> None:
-    """Add what a run of records has led to; called once its effects are durable."""
+    """Add what a run of records has led to."""
     counters.add(MESSAGES, len(records))
     counters.add(READINGS, outcome.readings)
     counters.add(DUPLICATES, outcome.duplicates)

@@ -26,7 +26,7 @@ from streams.records import Record, chunk_of
 from streams.windows import NO_LABEL, Windows
 
 READING_SCHEMA: Final = "reading/1"
-_RUN = 2_000  # records decoded at a time: memory stays bounded whatever the range
+_RUN = 2_000  # records decoded at a time
 
 
 class WindowExpired(Exception):

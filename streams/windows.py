@@ -59,7 +59,7 @@ class Windows:
     values: (n, 128, 12) float64, columns as in `schemas.activity.CHANNEL_NAMES`, in rad, g and rad/s.
     start, end: (n,) event time of each window's first and last reading. first_offset, last_offset: their offsets.
     labels: (n,) the activity's code if all readings of the window carry the same label, else NO_LABEL.
-    measures: (n, k) what a detector looks at instead of values (`streams.drift.Detector.measure`), once it is made.
+    measures: (n, k) what a detector looks at instead of values (`streams.drift.Kind.measure`), once it is made.
     """
 
     values: Floats

@@ -105,12 +105,6 @@ class History:
             found.append((at, value))
         return found
 
-    def names(self, prefix: str) -> list[str]:
-        """Series that begin with a prefix."""
-        with self._lock:
-            rows = self._connection.execute("SELECT name FROM series ORDER BY name").fetchall()
-        return [name for (name,) in rows if name.startswith(prefix)]
-
     def remember(self, name: str, value: Any) -> None:
         """Keep a value of plain JSON under a name."""
         try:

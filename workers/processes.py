@@ -19,7 +19,7 @@ _GROUP_OF: Final = {"retrain": RETRAIN_GROUP, "deploy": DEPLOY_GROUP}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSeen:
-    """live: it answers, and its loop turns. ready: it can do its work; both None where nothing is to be asked."""
+    """live: it answers, and its loop turns. ready: it can do its work."""
 
     name: str
     address: str

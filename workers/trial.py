@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,8 +68,6 @@ class Trial:
     numbers: dict[str, float]
     confused: Ints
     examples: Floats
-    seed: int
-    failures: dict[str, str] = field(default_factory=dict)
 
 
 def labelled(pieces: Sequence[Piece], *, all_windows: bool = False) -> Labelled:
@@ -209,8 +207,6 @@ def run_trial(
         numbers,
         confusion(held_recent[1], answers[best.name][0], len(ACTIVITIES)),
         held_recent[0],
-        seed,
-        failures,
     )
 
 

@@ -329,7 +329,7 @@ class Page:
         for name in names:
             topic, number, offset = name.rsplit("/", 2)
             places[topic, int(number)] = min(places.get((topic, int(number)), 2**62), int(offset))
-        found = (each for each in read_letters(self.settings, places=places) if each is not None)
+        found = (each for each in read_letters(self.settings, newest=0, places=places) if each is not None)
         chosen = plan([each for each in found if each.name in names], replayed(self.settings), most=100)
         sent = 0 if dry else replay(self.settings, chosen.chosen, rate=50)
         log.info("letters.replayed", sent=sent, dry=dry)

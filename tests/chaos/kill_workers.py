@@ -150,7 +150,6 @@ def measure(folder: Path, kills: int, seed: int, minutes: float) -> Measurement:
         "unanswered": len(set(ids) - answered(found)),
         "versions": len(registered),
         "versions_never_announced": len(made) - len(registered),
-        "live_deployments": 0,  # nothing deploys here; see kill_deploy
         "orphans": orphans,
         "worst_answer_s": max(row["answered_s"] for row in rows),
     }
