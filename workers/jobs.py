@@ -29,6 +29,7 @@ from workers.health import Health
 
 log = structlog.get_logger()
 
+UNREADY_S = 60.0  # of the same failure, after which /ready says no
 _POLL_S = 0.3
 # One try of a transactional call; well below the 30 s without a beat after which /live says no.
 _TRANSACTION_S = 5
@@ -170,6 +171,7 @@ class JobLoop:
         self.regained = False
         self.again_at = 0.0
         self.waits = backoff(1, 20)
+        self.failing_since: float | None = None
 
     def run(self) -> None:
         """Until `stopping`. Raises Stop if another instance has taken over or a transaction's end is not known."""
@@ -179,7 +181,7 @@ class JobLoop:
                 [self.topic], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
             )
             self.health.doing = "idle"
-            self.health.ready = lambda: self.joined
+            self.health.ready = self._ready
             while not self.stopping.is_set():
                 self.health.beat()
                 self._turn()
@@ -190,6 +192,11 @@ class JobLoop:
         finally:
             self._drop()
             self.consumer.close()
+
+    def _ready(self) -> bool:
+        """Not while what has to be done cannot be done for long; /live is another question: a restart mends nothing."""
+        failing = self.failing_since is not None and time.monotonic() - self.failing_since > UNREADY_S
+        return self.joined and not failing
 
     def _turn(self) -> None:
         message = self.consumer.poll(_POLL_S)
@@ -217,6 +224,7 @@ class JobLoop:
                 self._finish(outputs)
         except Retry as error:
             self.job = None
+            self.failing_since = self.failing_since or time.monotonic()
             wait = next(self.waits)
             self.again_at = time.monotonic() + wait
             self.health.doing = f"waiting: {error}"
@@ -240,6 +248,8 @@ class JobLoop:
         if self.message is None:
             if self.consumer.assignment():  # whoever owns no partition has nothing to decide
                 self.job = self.handler.idle()
+                if self.job is None and self.held is None:
+                    self.failing_since = None
             return
         envelope = decode(self.message.key(), self.message.value(), self.message.headers())
         log.info("job.starting", id=envelope.id, kind=type(envelope.event).__name__, subject=envelope.subject)
@@ -286,6 +296,7 @@ class JobLoop:
         self.message = None
         if self.held is not None:
             return
+        self.failing_since = None
         self.waits = backoff(1, 20)
         self.health.doing = "idle"
         self._resume()

@@ -134,6 +134,27 @@ def test_what_serves_is_mended_while_an_event_waits_to_be_tried_again(ready):
         eventually(lambda: after(ready) == 2)
 
 
+def test_a_worker_that_cannot_work_for_long_says_that_it_is_not_ready(ready, monkeypatch):
+    """Whoever watches at night sees a process that runs, and nothing else."""
+    monkeypatch.setattr("workers.jobs.UNREADY_S", 1.5)
+    away = threading.Event()
+
+    def work(each: Envelope) -> Job:
+        if not away.is_set():
+            raise Retry("MLflow is away")
+        return Done(answer(each))
+
+    send(ready, DRIFT, event("a"))
+    handler = Scripted(work)
+    with loop(ready, handler) as made:
+        eventually(lambda: handler.started)
+        assert made.health.ready(), "a moment is nothing"
+        eventually(lambda: not made.health.ready())
+        away.set()
+        eventually(lambda: answered(ready) == ["a"])
+        eventually(made.health.ready)
+
+
 def test_a_record_of_any_size_that_the_broker_takes_is_dead_lettered(ready):
     """One that no producer of ours may write would stop the worker, and stop it again at each start."""
     producer = Producer(producer_config(ready, **{"message.max.bytes": 4_000_000}))
