@@ -419,14 +419,16 @@ def in_order(
     # Later than every good reading before it: the running maximum over good readings is the last accepted time.
     highest = np.maximum.accumulate(np.concatenate([[last_ts], np.where(good, ts, -np.inf)]))[:-1]
     fresh = good & (ts > highest)
-    accepted = np.concatenate([known, prints[fresh]])
-    before = len(known) + np.cumsum(fresh)
-    late = [
-        row
-        for row in np.flatnonzero(good & ~fresh).tolist()
-        if not (accepted[max(0, before[row] - KNOWN_READINGS) : before[row]] == prints[row]).any()
-    ]
-    return fresh, np.array(late, np.int64), highest
+    late = np.flatnonzero(good & ~fresh)
+    if len(late):
+        accepted = np.concatenate([known, prints[fresh]]).astype(np.int64)
+        before = (len(known) + np.cumsum(fresh))[late]
+        # All prints in order, those that are the same by when they were accepted: the last such before each late one.
+        ordered = np.sort(accepted << 31 | np.arange(len(accepted)))
+        sought = prints[late].astype(np.int64) << 31
+        latest = np.append(ordered, -1)[np.searchsorted(ordered, sought | before) - 1] - sought
+        late = late[latest < np.maximum(before - KNOWN_READINGS, 0)]
+    return fresh, late, highest
 
 
 def prints_of(ts: Floats, values: Floats) -> Prints:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -19,6 +20,7 @@ from streams.windows import (
     HOP,
     MAX_GAP_S,
     WINDOW,
+    Floats,
     Ints,
     Readings,
     Windows,
@@ -157,8 +159,7 @@ class Intake:
         if good.all() and (ts > earlier).all():
             return good, [], 0
         fresh, found, duplicates = good.copy(), _Found(chunk, rows.source[at]), 0
-        for row in np.flatnonzero(~good).tolist():
-            found.add(row, *why_unusable(ts[row], values[row]))
+        found.add(np.flatnonzero(~good), lambda row: why_unusable(ts[row], values[row]))
         suspects = set(device[~good | (ts <= earlier)].tolist())
         for first, end in _spans(firsts, len(device)):
             one = int(device[first])
@@ -173,9 +174,8 @@ class Intake:
                 self._known(one, int(self.count[one])),
             )
             duplicates += int((good[part] & ~fresh[part]).sum()) - len(late)
-            for row in late.tolist():
-                reason = f"ts {ts[first + row]:.3f} is not after {highest[row]:.3f}, already accepted"
-                found.add(first + row, "out-of-order", reason)
+            if len(late):
+                found.add(late + first, partial(_why_late, ts, first, highest))
         return fresh, found.rejections(), duplicates
 
     def _accept(
@@ -270,12 +270,14 @@ class _Found:
         self.first: dict[int, tuple[str, str]] = {}
         self.more: dict[int, int] = {}
 
-    def add(self, row: int, reject_class: str, reason: str) -> None:
-        record = int(self.source[row])
-        if record in self.first:
-            self.more[record] = self.more.get(record, 0) + 1
-        else:
-            self.first[record] = reject_class, reason
+    def add(self, rows: Ints, why: Callable[[int], tuple[str, str]]) -> None:
+        """why: class and reason of a row, asked for the first of each record."""
+        records, firsts, counts = np.unique(self.source[rows], return_index=True, return_counts=True)
+        for record, at, count in zip(records.tolist(), firsts.tolist(), counts.tolist(), strict=True):
+            known = record in self.first
+            if not known:
+                self.first[record] = why(int(rows[at]))
+            self.more[record] = self.more.get(record, 0) + count - (not known)
 
     def rejections(self) -> list[Rejection]:
         found = []
@@ -284,6 +286,11 @@ class _Found:
             counted = f"{reason} (and {more} more readings of this batch)" if more else reason
             found.append(Rejection(self.chunk.record(record), reject_class, counted))
         return found
+
+
+def _why_late(ts: Floats, first: int, highest: Floats, row: int) -> tuple[str, str]:
+    """highest: of the device, whose rows begin at `first`."""
+    return "out-of-order", f"ts {ts[row]:.3f} is not after {highest[row - first]:.3f}, already accepted"
 
 
 def _firsts(device: Ints) -> Ints:

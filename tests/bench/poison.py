@@ -31,7 +31,7 @@ from tests.chaos.corpus import DUPLICATE, NOW, VALID, cases
 from tests.chaos.judge import Group
 from tests.integration.agent_process import Agent
 
-CHUNK = 5_000  # as many readings as between two checkpoints
+CHUNK = 5_000  # records
 DEVICES = 24
 MOST_BYTES = 4_096  # what is larger costs by its size, good or bad
 
@@ -109,7 +109,7 @@ def main() -> None:
     arguments.add_argument("--detector", default="confirmed")
     given = arguments.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # else broker and agent would stay
-    settings = Settings(_env_file=None, detector=given.detector, checkpoint_readings=5_000)
+    settings = Settings(_env_file=None, detector=given.detector)
     shares = (0, given.percent)
     rows = []
     for batch in (1, 50):
