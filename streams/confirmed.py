@@ -309,7 +309,7 @@ class ConfirmedDetector:
         return max(self.since, self.index + 1 + number - int(adwin.get_width()) + 1 - 3)
 
     def _forget_old(self, ts: float) -> None:
-        if self.last_alarm is not None and ts - self.last_alarm < COOLDOWN_S:
+        if self.last_alarm is not None and 0 <= ts - self.last_alarm < COOLDOWN_S:
             self.candidates.clear()
             return
         self.candidates = {

@@ -36,6 +36,8 @@ from streams.windows import LABEL_CODES, Floats, Ints
 
 # A clock that is ahead would make every later reading of the device look old.
 MAX_AHEAD_S: Final = 24 * 3600.0
+# Beyond this, a device whose clock has been set right is believed: what it sent ahead of time is no measure any more.
+CLOCK_AHEAD_S: Final = 300.0
 # The end of year 9999: later times cannot be written as a date, and a record's own timestamp is its sender's to choose.
 MAX_TS: Final = 253_402_300_799.0
 # A sender that is not sure sends its last message again: as many readings are known again as one message may hold.
@@ -408,14 +410,50 @@ def why_unusable(ts: float, values: Floats) -> tuple[str, str]:
 
 
 def in_order(
+    ts: Floats, good: NDArray[np.bool_], prints: Prints, stamps: Ints, last_ts: float, known: Prints
+) -> tuple[NDArray[np.bool_], Ints, Floats]:
+    """One device's readings that are later than the one accepted before them; those that are neither that nor known;
+    and the time of the last one accepted before each, all (n,) but the second. stamps: as `usable` takes them.
+
+    A reading not later than the last one accepted is a duplicate if it is one of the KNOWN_READINGS accepted before it,
+    time and values, and out of order otherwise; but if that last one lies in the future by the clock of Kafka's record
+    and it does not, the device's clock has been set right, and it is accepted. Which it is does not depend on the
+    chunks.
+    """
+    fresh, late, highest = _in_order(ts, good, prints, last_ts, known)
+    now = np.where(stamps < 0, np.inf, stamps / 1000 + CLOCK_AHEAD_S)
+    if ((ts[late] <= now[late]) & (highest[late] > now[late])).any():
+        return _one_by_one(ts, good, prints, now, last_ts, known)
+    return fresh, late, highest
+
+
+def _one_by_one(
+    ts: Floats, good: NDArray[np.bool_], prints: Prints, now: Floats, last_ts: float, known: Prints
+) -> tuple[NDArray[np.bool_], Ints, Floats]:
+    """In linear time however often a clock jumps."""
+    fresh, late, before = np.zeros(len(ts), np.bool_), [], np.empty(len(ts))
+    accepted = {value: number for number, value in enumerate(known.tolist())}
+    count = len(known)
+    columns = zip(ts.tolist(), good.tolist(), prints.tolist(), now.tolist(), strict=True)
+    for row, (at, usable_, value, limit) in enumerate(columns):
+        before[row] = last_ts
+        if not usable_:
+            continue
+        if at <= last_ts:
+            if accepted.get(value, -1) >= max(count - KNOWN_READINGS, 0):
+                continue
+            if not at <= limit < last_ts:
+                late.append(row)
+                continue
+        fresh[row], last_ts, accepted[value] = True, at, count
+        count += 1
+    return fresh, np.array(late, np.int64), before
+
+
+def _in_order(
     ts: Floats, good: NDArray[np.bool_], prints: Prints, last_ts: float, known: Prints
 ) -> tuple[NDArray[np.bool_], Ints, Floats]:
-    """One device's readings that are later than all accepted before them; those that are neither that nor known; and
-    the latest time accepted before each, all (n,) but the second.
-
-    A reading not later than one already accepted is a duplicate if it is one of the KNOWN_READINGS accepted before it,
-    time and values, and out of order otherwise. Which of both does not depend on the chunks.
-    """
+    """The same where no clock is set right."""
     # Later than every good reading before it: the running maximum over good readings is the last accepted time.
     highest = np.maximum.accumulate(np.concatenate([[last_ts], np.where(good, ts, -np.inf)]))[:-1]
     fresh = good & (ts > highest)

@@ -170,6 +170,7 @@ class Intake:
                 ts[part],
                 good[part],
                 prints_of(ts[part], values[part]),
+                stamps[part],
                 float(self.last_ts[one]),
                 self._known(one, int(self.count[one])),
             )
@@ -214,13 +215,14 @@ class Intake:
         """Windows that these readings complete; the readings go into the rings, where the next ones find them.
 
         Windows begin every HOP readings from the first one of each unbroken run; a gap of more than MAX_GAP_S ends a
-        run. Feeding readings one by one or all at once gives the same windows.
+        run, and so does a clock that was set right. Feeding readings one by one or all at once gives the same windows.
         """
         count = len(device)
         earlier = np.empty(count)
         earlier[1:] = readings.ts[:-1]
         earlier[firsts] = self.last_ts[device[firsts]]
-        gap = readings.ts - earlier > MAX_GAP_S
+        step = readings.ts - earlier
+        gap = (step > MAX_GAP_S) | (step < 0)  # of a clock that was set right, too
         # Each reading's position in its run: counted from the last gap, or on from the device's run.
         index = np.arange(count)
         begins = gap.copy()

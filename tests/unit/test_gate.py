@@ -22,7 +22,7 @@ from schemas.activity import (
     ROTATION,
 )
 from schemas.errors import Reject
-from streams.gate import KNOWN_READINGS, MAX_AHEAD_S, MAX_TS, Rejection, decode, decode_chunk
+from streams.gate import CLOCK_AHEAD_S, KNOWN_READINGS, MAX_AHEAD_S, MAX_TS, Rejection, decode, decode_chunk
 from streams.intake import Buffered, Intake, Names
 from streams.records import Record, chunk_of
 from streams.windows import LABEL_CODES, NO_LABEL, Readings
@@ -341,6 +341,52 @@ def test_a_reading_that_comes_late_is_out_of_order(change):
     found = passed(single(), single(**change))
     assert [item.reject_class for item in found.rejections] == ["out-of-order"]
     assert (len(found.readings), found.duplicates) == (1, 0)
+
+
+def test_a_device_whose_clock_is_set_right_is_heard_again():
+    """One reading an hour ahead would else make all right ones late, and the device mute, for that hour."""
+    found = passed(single(ts=NOW + 3600), single(ts=NOW), single(ts=NOW + 1), single(ts=NOW))
+    assert found.readings.ts.tolist() == [NOW + 3600, NOW, NOW + 1]
+    assert (found.duplicates, found.rejections) == (1, [])
+
+
+@pytest.mark.parametrize(
+    ("before", "ts", "timestamp"),
+    [
+        (NOW + 3600, NOW + 3500, NOW),  # the clock still is ahead
+        (NOW + CLOCK_AHEAD_S, NOW, NOW),  # no clock is exact
+        (NOW + 3600, NOW, None),  # nobody can tell
+        (NOW + 3600, NOW, NOW + 3600),  # a message that was under way for an hour
+    ],
+)
+def test_what_comes_late_stays_late_where_no_clock_was_set_right(before, ts, timestamp):
+    found = passed(single(ts=before), single(ts=ts), timestamp=timestamp)
+    assert [item.reject_class for item in found.rejections] == ["out-of-order"]
+
+
+def test_no_window_holds_readings_of_before_and_after_a_clock_was_set_right():
+    """A window that spans an hour looks like a drift."""
+    ahead, right = ([single(ts=start + i / 50) for i in range(200)] for start in (NOW + 3600, NOW))
+    chunk = chunk_of(
+        [Record(n, NOW + 4, b"phone-07", json.dumps(each).encode()) for n, each in enumerate([*ahead, *right])]
+    )
+    rows, _ = decode_chunk(chunk, Names())
+    windows = Intake().take(rows, chunk).windows
+    assert windows.start.tolist() == pytest.approx([NOW + 3600, NOW + 3600 + 64 / 50, NOW, NOW + 64 / 50])
+    assert (windows.end - windows.start).tolist() == pytest.approx([127 / 50] * 4)
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 3, 1000, 1001, 1002, 5000]), max_size=30), st.integers(0, 30))
+def test_a_clock_that_jumps_is_judged_alike_however_chunks_are_cut(seconds, cut):
+    values = [single(ts=NOW + each) for each in seconds]
+    together = passed(*values)
+    first = passed(*values[:cut])
+    if cut >= len(values) or not cut or not len(first.readings):
+        return
+    second = passed(*values[cut:], after=first.buffered)
+    ts = first.readings.ts.tolist() + second.readings.ts.tolist()
+    assert ts == together.readings.ts.tolist()
+    assert first.duplicates + second.duplicates == together.duplicates
 
 
 def test_a_bad_reading_does_not_make_the_next_one_late():
