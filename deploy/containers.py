@@ -18,7 +18,7 @@ from deploy.image.engine import engine_may_fail
 from deploy.image.layer import DIGEST_LABEL, MODEL_LABEL, PORT, VERSION_LABEL, Builder
 from deploy.image.registry import Registry
 from deploy.process import free_port
-from deploy.rollout import is_itself
+from deploy.rollout import is_sound
 from deploy.target import LOG_LINES, LOOPBACK, PORT_ATTEMPTS, Deployment, DeploymentSpec, label
 from schemas.errors import Reject, Retry
 
@@ -128,11 +128,8 @@ class DockerTarget:
     # -- one version's container ----------------------------------------------------------------------------------
 
     def _is_sound(self, container: Any, deployment: Deployment) -> bool:
-        """Whether it answers as itself, or is so young that it need not answer yet."""
-        if (answer := is_itself(deployment)) is not None:
-            return answer
         started = datetime.fromisoformat(container.attrs["State"]["StartedAt"][:19]).replace(tzinfo=UTC)
-        return (datetime.now(UTC) - started).total_seconds() < self._starting_seconds
+        return is_sound(deployment, started.timestamp(), self._starting_seconds)
 
     def _name(self, label: str) -> str:
         return f"driftloop-{hashlib.sha256(self._scope.encode()).hexdigest()[:8]}-{label}"

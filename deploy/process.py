@@ -26,7 +26,7 @@ from deploy import modelfiles
 from deploy.local import home as homes
 from deploy.local import orphans, ports
 from deploy.local.programs import MARK, NAME_MARK, SERVING_MARK
-from deploy.rollout import is_itself
+from deploy.rollout import is_itself, is_sound
 from deploy.target import LOG_LINES, LOOPBACK, PORT_ATTEMPTS, Deployment, DeploymentSpec, label
 from schemas.errors import Reject, Retry
 
@@ -271,9 +271,7 @@ class ProcessTarget:
             return None
 
     def _is_sound(self, state: State) -> bool:
-        """Whether it answers as itself, or is so young that it need not answer yet."""
-        answer = is_itself(self._deployment(state))
-        return time.time() - state.create_time < self._starting_seconds if answer is None else answer
+        return is_sound(self._deployment(state), state.create_time, self._starting_seconds)
 
     def _stop(self, label: str) -> None:
         """Ends every process of this version, and what they started, and forgets them."""

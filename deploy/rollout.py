@@ -71,6 +71,12 @@ def is_itself(deployment: Deployment, *, transport: httpx.BaseTransport | None =
     return True
 
 
+def is_sound(deployment: Deployment, since: float, starting_seconds: float) -> bool:
+    """Whether it answers as itself, or runs since so lately (seconds since the epoch) that it need not answer yet."""
+    answer = is_itself(deployment)
+    return time.time() - since < starting_seconds if answer is None else answer
+
+
 def smoke(
     endpoint: str,
     cases: SmokeCases,

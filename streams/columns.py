@@ -16,7 +16,7 @@ from schemas.activity import CHANNEL_NAMES, CHANNELS, MAX_READINGS_PER_MESSAGE, 
 try:
     import simdjson
 except ImportError:
-    simdjson = None  # type: ignore[assignment]
+    simdjson = None  # type: ignore[assignment]  # a module, where this Python has a wheel of it
 
 _REQUIRED: Final = frozenset(channel.name for channel in CHANNELS if channel.required)
 _ARRAYS: Final = {"ts", "seq", *CHANNEL_NAMES}
@@ -66,27 +66,22 @@ def reader() -> Callable[[bytes], Columns] | None:
             keys = list(document)
             present = set(keys)
             ts = document["ts"].as_buffer(of_type="d")
-            size = memoryview(ts).nbytes
-            channels, arrays = [], 1
+            channels = []
             for name in CHANNEL_NAMES:
                 needed = name in _REQUIRED
                 column: Any = document[name] if needed or name in present else None
-                if needed or column is not None:
-                    column = column.as_buffer(of_type="d")
-                    arrays += 1
-                channels.append(column)
-            if "seq" in present and document["seq"] is not None:
-                channels.append(document["seq"].as_buffer(of_type="i"))
-                arrays += 1
-        except Exception as error:  # of which kind simdjson does not say; `decode` will
+                channels.append(column.as_buffer(of_type="d") if needed or column is not None else None)
+            seq: Any = document["seq"] if "seq" in present else None
+            seq = None if seq is None else seq.as_buffer(of_type="i")
+        except Exception as error:  # simdjson's are of many kinds; what is wrong, if anything, `decode` finds
             raise NotColumns from error
-        count = size // 8
-        equal = all(memoryview(column).nbytes == size for column in channels if column is not None)
+        sizes = [memoryview(column).nbytes for column in (ts, *channels, seq) if column is not None]
+        count = sizes[0] // 8
         if isinstance(others.act, list):
-            equal, arrays = equal and len(others.act) == count, arrays + 1
-        sure = len(keys) == len(present) and value.count(b"[") == arrays
-        if not (equal and sure and 0 < count <= MAX_READINGS_PER_MESSAGE):
+            sizes.append(8 * len(others.act))
+        sure = len(keys) == len(present) and value.count(b"[") == len(sizes)
+        if not (sure and len(set(sizes)) == 1 and 0 < count <= MAX_READINGS_PER_MESSAGE):
             raise NotColumns
-        return Columns(others.device, others.act, count, ts, channels[: len(CHANNEL_NAMES)])
+        return Columns(others.device, others.act, count, ts, channels)
 
     return read

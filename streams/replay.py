@@ -81,8 +81,8 @@ def replay(
     stopping: Callable[[], bool] = lambda: False,
 ) -> Replayed:
     """Windows of the records in the ranges, of some devices or all. labelled: only windows with a label, or a topic
-    that was filled for a day would not fit into memory. most: about so many of them, evenly from the beginnings of the
-    ranges, which then end earlier in `window`.
+    that was filled for a day would not fit into memory. most: of each range about so many, from its beginning; it then
+    ends earlier in `window`.
 
     Raises WindowExpired where retention has passed the start of a range, Retry where the broker does not answer.
     """
@@ -91,7 +91,6 @@ def replay(
     windows: dict[str, list[Windows]] = {}
     keys = None if devices is None else {device.encode() for device in devices}
     rows, read = 0, list(ranges)
-    share = None if most is None else most // max(sum(item.end > item.start for item in ranges), 1)
     for number, wanted in sorted(enumerate(ranges), key=lambda item: item[1].partition):
         if wanted.end <= wanted.start:
             continue
@@ -101,7 +100,7 @@ def replay(
                 if keys is None or record.key in keys:
                     digest.update(record.value or b"")
             rows += reader.take(records, windows)
-            if share is not None and reader.kept >= share:
+            if most is not None and reader.kept >= most:
                 read[number] = OffsetRange(wanted.partition, wanted.start, records[-1].offset + 1)
                 break
     one = devices is not None and len(devices) == 1

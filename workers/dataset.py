@@ -106,8 +106,7 @@ def wanted_by(task: Task, settings: Settings) -> Wanted:
 
 
 def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], until: float | None = None) -> Replayed:
-    """Labelled windows, once there are enough of enough activities, at most as many as an anchor keeps. until: as of a
-    task.
+    """Labelled windows, once there are enough of enough activities. until: as of a task.
 
     Raises Decline if they do not come in time, WindowExpired or Retry as `replay` does.
     """
@@ -125,7 +124,7 @@ def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], unti
             seen, grown = ranges, time.monotonic()
             if found is None:
                 say("collecting: reading what there is")
-            found = replay(settings, ranges, wanted.devices, labelled=True, most=settings.anchor_windows)
+            found = enough(settings, ranges, wanted.devices, needed)
             counts = np.array([(found.window.activities or {}).get(name, 0) for name in ACTIVITIES])
             labelled, kinds = int(counts.sum()), int((counts >= settings.recent_per_activity).sum())
             say(f"collecting: {labelled} of {needed} labelled windows, {kinds} activities")
@@ -148,6 +147,15 @@ def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], unti
                 activities=kinds,
             )
         time.sleep(max(_POLL_S, took))  # a long topic is not read without a pause
+
+
+def enough(settings: Settings, ranges: Sequence[OffsetRange], devices: Sequence[str] | None, needed: int) -> Replayed:
+    """Labelled windows of the ranges: about as many as an anchor keeps, and twice those needed if one range has all.
+
+    Raises as `replay` does.
+    """
+    most = max(settings.anchor_windows // max(len(ranges), 1), 2 * needed)
+    return replay(settings, ranges, devices, labelled=True, most=most)
 
 
 def ripe(counts: Ints, settings: Settings) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

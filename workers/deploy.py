@@ -196,6 +196,11 @@ class Deployer:
         """When the version that serves became current, seconds since the epoch."""
         return self.history[-1].time.timestamp() if self.history else float("-inf")
 
+    def _in_force(self) -> tuple[str | None, str | None]:
+        """The version that serves, and the one to go back to."""
+        back = wayback.way_back(self._deployments())
+        return self.serving.version if self.serving else None, back.version if back else None
+
     def _baking(self) -> bool:
         """Whether the version that serves is still under watch, and can be sent back."""
         return (
@@ -227,8 +232,7 @@ class Deployer:
         try:
             deployment, took = self._put(event, cancelled, cause.id)
         except Reject as reject:
-            back = wayback.way_back(self._deployments())
-            if event.version not in (self.serving and self.serving.version, back and back.version):
+            if event.version not in self._in_force():
                 self._withdraw(event.version)
             log.warning("deploy.refused", version=event.version, reject_class=reject.reject_class, reason=reject.reason)
             about: About = "promote" if by_hand else "deploy"
@@ -417,8 +421,8 @@ class Deployer:
         return deployment
 
     def _name_champion(self, serving: ModelDeployed) -> None:
-        back = wayback.way_back(self._deployments())
-        names = (serving.version, back.version if back else None)
+        _, back = self._in_force()
+        names = (serving.version, back)
         if self.named == names:
             return
         try:

@@ -23,6 +23,7 @@ MIN_DEVICES: Final = 4
 # Draws of held-out devices that are looked at for one that leaves every activity on both sides.
 DRAWS: Final = 50
 WINDOW_S: Final = WINDOW / SAMPLE_RATE_HZ
+GATE_LEVEL: Final = 0.9  # of the interval whose lower end is asked: one time in twenty no gain looks like one
 # Event times jitter and round; windows that only touch are a whole sample (0.02 s) apart from sharing one.
 ROUNDING_S: Final = 0.5 / SAMPLE_RATE_HZ
 # Macro F1 moves in steps of about a thousandth; this only keeps 0.83 - 0.81 from missing a margin of 0.02.
@@ -251,7 +252,7 @@ def judge(
     gain = challenger.recent - champion.recent
     compared = f"recent macro F1 {champion.recent:.3f} → {challenger.recent:.3f}"
     if interval is not None:
-        compared += f" (gain {gain:+.3f}, 90 % {interval[0]:+.3f} to {interval[1]:+.3f})"
+        compared += f" (gain {gain:+.3f}, {100 * GATE_LEVEL:.0f} % {interval[0]:+.3f} to {interval[1]:+.3f})"
     if gain < margin - ROUNDING:
         return _rejected("not-better", f"{compared}: a gain of {gain:+.3f}, needed {margin:+.3f}")
     if challenger.anchor is None or champion.anchor is None:

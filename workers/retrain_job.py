@@ -31,8 +31,19 @@ from schemas.events import CandidateScore, ChampionScore, ModelRegistered, Train
 from schemas.settings import Settings, load_settings
 from streams.features import FEATURES, features
 from streams.kafka import backoff
-from streams.replay import WindowExpired, replay
-from workers.dataset import Piece, anchor_sample, anchors, collect, devices_of, past, piece_of, ranges_behind, wanted_by
+from streams.replay import WindowExpired
+from workers.dataset import (
+    Piece,
+    anchor_sample,
+    anchors,
+    collect,
+    devices_of,
+    enough,
+    past,
+    piece_of,
+    ranges_behind,
+    wanted_by,
+)
 from workers.logs import configure_logging
 from workers.retrain_task import PHASE, RESULT, RETRY_EXIT, TASK, Champion, Decline, Declined, Result, Task, ToProve
 
@@ -71,7 +82,7 @@ def _prove(proof: ToProve, settings: Settings, client: Any, folder: Path) -> Res
     nothing = Proof("no-effect", "no-labels", "no labelled windows came; nothing shows that it helped")
     try:
         behind = ranges_behind(proof.window, settings)
-        found = replay(settings, behind, devices_of(proof.window), labelled=True, most=settings.anchor_windows)
+        found = enough(settings, behind, devices_of(proof.window), settings.verdict_windows)
         if (found.window.windows or 0) < settings.verdict_windows and not proof.final:
             return Result(not_yet=True)
         piece = piece_of(found, settings)

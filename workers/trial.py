@@ -21,6 +21,7 @@ from streams.features import FEATURES, FEATURES_WITHOUT_ROTATION, features
 from streams.windows import Floats, Ints
 from workers.dataset import Piece, all_have_rotation
 from workers.evaluation import (
+    GATE_LEVEL,
     Scores,
     Verdict,
     blocks_of,
@@ -37,7 +38,6 @@ from workers.triage import Triage, triage
 
 _NO_ANSWER = len(ACTIVITIES)
 AS_GOOD = 0.01  # of the sum of two macro F1
-GATE_LEVEL = 0.9  # of the interval whose lower end is asked: one time in twenty no gain looks like one
 Interval = tuple[float, float]
 Judged = tuple[Verdict, dict[str, float]]
 

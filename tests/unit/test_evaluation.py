@@ -7,9 +7,8 @@ import pytest
 from sklearn.metrics import f1_score
 
 from streams.windows import HOP, WINDOW
-from workers.evaluation import Scores, blocks_of, confusion, halves, judge, macro_f1, paired_interval, split
+from workers.evaluation import GATE_LEVEL, Scores, blocks_of, confusion, halves, judge, macro_f1, paired_interval, split
 from workers.figures import confusion_figure, drift_effects, feature_figure
-from workers.trial import GATE_LEVEL
 
 MARGIN, ANCHOR_LOSS = 0.02, 0.03
 CHAMPION = Scores(recent=0.61, anchor=0.95)
