@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, Message, Producer
@@ -18,6 +17,9 @@ from streams.records import Headers
 # How long Kafka may take to acknowledge: longer than a broker's restart. After that the process ends (Stop) and its
 # supervisor's next one waits for the broker and its topics, and says what is missing.
 ACKNOWLEDGE_S: Final = 60.0
+# How soon acknowledgements are looked for, at first and at last.
+SOONEST_LOOK_S: Final = 0.001
+LATEST_LOOK_S: Final = 0.02
 
 
 class Outbox:
@@ -36,12 +38,6 @@ class Outbox:
             )
         )
         self.batch = _Batch()
-        self.closed = threading.Event()
-        threading.Thread(target=self._poll, name="outbox", daemon=True).start()
-
-    def _poll(self) -> None:
-        while not self.closed.is_set():
-            self.producer.poll(0.5)
 
     def send(
         self,
@@ -57,13 +53,13 @@ class Outbox:
         """
         where: dict[str, Any] = {} if partition is None else {"partition": partition}
         batch = self.batch
-        batch.take()
+        batch.open += 1
         try:
             self.producer.produce(
                 topic, key=key, value=value, headers=list(headers) if headers else None, on_delivery=batch.done, **where
             )
         except BufferError:
-            batch.done(None, None)
+            batch.open -= 1
             raise
         except Exception as error:
             raise Stop(f"{topic} does not take what the agent sends: {error}") from error
@@ -76,7 +72,13 @@ class Outbox:
     async def acknowledged(self) -> None:
         """Return once Kafka has acknowledged everything sent before. Raises Stop if it has not in ACKNOWLEDGE_S."""
         batch, self.batch = self.batch, _Batch()
-        await batch.wait()
+        pause = SOONEST_LOOK_S
+        # Not in a thread: it would fight for the interpreter at each acknowledgement, at several times its price.
+        while self.producer.poll(0) or batch.open:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LATEST_LOOK_S)
+        if batch.error is not None:
+            raise Stop(f"Kafka has not acknowledged what the agent sent: {batch.error.str()}")
 
     def forget(self) -> None:
         """Drop what has not left yet: its partitions belong to another agent now."""
@@ -84,37 +86,13 @@ class Outbox:
 
 
 class _Batch:
-    """Records sent between two waits. `done` is called by the polling thread."""
+    """Records sent between two waits."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.open = 1  # itself, until it is waited for
+        self.open = 0
         self.error: KafkaError | None = None
-        self.waiting: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
-
-    def take(self) -> None:
-        with self.lock:
-            self.open += 1
 
     def done(self, error: KafkaError | None, _: Message | None) -> None:
-        with self.lock:
-            self.open -= 1
-            if error is not None and error.code() != KafkaError._PURGE_QUEUE:  # that was dropped by us: see `forget`
-                self.error = self.error or error
-            if self.open or self.waiting is None:
-                return
-            loop, event = self.waiting
-        loop.call_soon_threadsafe(event.set)
-
-    async def wait(self) -> None:
-        event = asyncio.Event()
-        with self.lock:
-            self.waiting = asyncio.get_running_loop(), event
-        self.done(None, None)
-        try:
-            await event.wait()
-        finally:
-            with self.lock:
-                self.waiting = None
-        if self.error is not None:
-            raise Stop(f"Kafka has not acknowledged what the agent sent: {self.error.str()}")
+        self.open -= 1
+        if error is not None and error.code() != KafkaError._PURGE_QUEUE:  # that was dropped by us: see `forget`
+            self.error = self.error or error

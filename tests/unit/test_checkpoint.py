@@ -34,7 +34,6 @@ def watch():
         )
         settings = Settings(_env_file=None, kafka_bootstrap="127.0.0.1:1")
         watcher = Watcher(group, settings, table, lambda: None, SimpleNamespace())
-        watcher.outbox.closed.set()
 
         async def acknowledged():
             pass
