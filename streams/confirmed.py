@@ -177,9 +177,8 @@ class ConfirmedDetector:
                 at = end
                 continue
             while at < end:
-                at = self._advance(
-                    windows, believed, None if frozen is None else frozen[at], codes[at], at, end, changes
-                )
+                still = None if frozen is None else frozen[at]
+                at = self._advance(windows, believed, still, codes[at], at, end, changes, labelled=labelled[at])
         found += changes
         return sorted(found, key=lambda item: item.offset) if faults and changes else found
 
@@ -192,6 +191,8 @@ class ConfirmedDetector:
         at: int,
         end: int,
         changes: list[Change],
+        *,
+        labelled: bool,
     ) -> int:
         """Take windows at ≤ i < end of one activity in; the first one that is left, after an alarm or calibration."""
         assert windows.measures is not None
@@ -215,7 +216,7 @@ class ConfirmedDetector:
             self.since = self.index + 1
             return end
         expected = self.calibration.expected(activity)
-        flagged = self._update(windows, expected, frozen, activity, rows)
+        flagged = self._update(windows, expected, frozen, activity, rows, labelled=labelled)
         for number in range(count):
             ts = float(windows.end[at + number])
             for column, start in flagged.get(number, ()):
@@ -245,12 +246,14 @@ class ConfirmedDetector:
         frozen: Mask | None,
         activity: int,
         rows: slice,
+        *,
+        labelled: bool,
     ) -> dict[int, list[tuple[int, int]]]:
         """Feed the ADWINs; by window, the columns that it flags, with the window since when."""
         assert windows.measures is not None
         flagged: dict[int, list[tuple[int, int]]] = {}
         if rows.stop - rows.start == 1:
-            return self._update_one(windows, expected, frozen, activity, rows.start)
+            return self._update_one(windows, expected, frozen, activity, rows.start, labelled=labelled)
         columns: list[tuple[int, Floats]] = []
         if expected is not None:
             residuals = (windows.measures[rows, :TESTED] - expected.centre[:TESTED]) / expected.window_sd
@@ -263,7 +266,7 @@ class ConfirmedDetector:
         if self.kind.classifier is not None:
             probabilities = windows.measures[rows, WIDTH:]
             columns.append((CONFIDENCE, probabilities.max(1)))
-            if (windows.labels[rows] == activity).all():
+            if labelled:
                 columns.append((ERROR, (probabilities.argmax(1) != activity).astype(np.float64)))
         for column, series in columns:
             left = iter(series.tolist())
@@ -274,7 +277,14 @@ class ConfirmedDetector:
         return flagged
 
     def _update_one(
-        self, windows: Windows, expected: Expected | None, frozen: Mask | None, activity: int, row: int
+        self,
+        windows: Windows,
+        expected: Expected | None,
+        frozen: Mask | None,
+        activity: int,
+        row: int,
+        *,
+        labelled: bool,
     ) -> dict[int, list[tuple[int, int]]]:
         """The same for one window, as mostly comes: with plain numbers, in a fraction of the time."""
         assert windows.measures is not None
@@ -298,7 +308,7 @@ class ConfirmedDetector:
             most = max(probabilities)
             if adwins[CONFIDENCE].update(most):
                 flagged.append((CONFIDENCE, self._flag(CONFIDENCE, 0)))
-            if windows.labels[row] == activity and adwins[ERROR].update(float(probabilities.index(most) != activity)):
+            if labelled and adwins[ERROR].update(float(probabilities.index(most) != activity)):
                 flagged.append((ERROR, self._flag(ERROR, 0)))
         return {0: flagged} if flagged else {}
 

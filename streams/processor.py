@@ -19,7 +19,7 @@ from streams.devicestats import DeviceStatistics
 from streams.drift import Change, Detector, Kind
 from streams.gate import Rejection, decode_chunk
 from streams.intake import Buffered, Intake, Names
-from streams.quality import Degraded, Refused, refused_of
+from streams.quality import Degraded, refused_by_device
 from streams.records import Chunk
 from streams.windows import empty_readings, no_windows
 
@@ -113,7 +113,7 @@ class Processor:
                 readings = taken.readings.part(bounds[number], bounds[number + 1])
                 self._report(row, self.detectors[row].observe(readings, nothing), outcome)
         else:
-            none, refused = empty_readings(), self._refused(outcome.rejections)
+            none, refused = empty_readings(), refused_by_device(outcome.rejections, self.names)
             if len(taken.windows):
                 windows = replace(taken.windows, measures=self.measure(taken.windows.values))
                 firsts = np.flatnonzero(np.diff(taken.window_rows, prepend=-1)).tolist()
@@ -194,13 +194,3 @@ class Processor:
         )
         about = (self.topic, self.partition, device, fault.channel, fault.fault, fault.offset, fault.ts, fault.ended)
         return Drift(event_id("quality", *about), event)
-
-    def _refused(self, rejections: list[Rejection]) -> dict[int, list[Refused]]:
-        """What the gate refused of devices that are known, by row."""
-        found: dict[int, list[Refused]] = {}
-        for rejection in rejections:
-            item = refused_of(rejection.record.offset, rejection.reject_class, rejection.reason)
-            key = (rejection.record.key or b"").decode("ascii", "replace")
-            if item is not None and key in self.names:
-                found.setdefault(self.names[key], []).append(item)
-        return found

@@ -8,7 +8,7 @@ once when a fault begins and once when it ends.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from schemas.activity import CHANNEL_NAMES, SAMPLE_RATE_HZ
 from schemas.events import Fault
+from streams.gate import Rejection
 from streams.measures import CLIPPED, REPEATED, WIDTH
 from streams.windows import HOP, WINDOW, Floats, Windows
 
@@ -73,6 +74,17 @@ def refused_of(offset: int, reject_class: str, reason: str) -> Refused | None:
     more = _MORE.search(reason)
     fault: Fault = "not-finite" if reject_class == "not-finite" else "out-of-range"
     return Refused(offset, fault, named if named in CHANNEL_NAMES else DEVICE, 1 + int(more[1]) if more else 1)
+
+
+def refused_by_device(rejections: Iterable[Rejection], codes: Mapping[str, int]) -> dict[int, list[Refused]]:
+    """What the gate has refused of devices that are known, by their code."""
+    found: dict[int, list[Refused]] = {}
+    for rejection in rejections:
+        item = refused_of(rejection.record.offset, rejection.reject_class, rejection.reason)
+        key = (rejection.record.key or b"").decode("ascii", "replace")
+        if item is not None and key in codes:
+            found.setdefault(codes[key], []).append(item)
+    return found
 
 
 class _Episode(msgspec.Struct, array_like=True):

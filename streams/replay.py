@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from numpy.typing import NDArray
 
 from schemas.activity import ACTIVITIES
 from schemas.errors import Retry
@@ -22,6 +23,8 @@ from schemas.topology import ACTIVITY
 from streams.gate import decode_chunk
 from streams.intake import Intake, Names
 from streams.kafka import is_transient, reader_config
+from streams.measures import completed, measure
+from streams.quality import Quality, refused_by_device
 from streams.records import Record, chunk_of
 from streams.windows import NO_LABEL, Windows
 
@@ -35,10 +38,13 @@ class WindowExpired(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What ranges of records hold. windows: by device. window: what was read, with its digest."""
+    """What ranges of records hold. window: what was read, with its digest. windows: by device; broken: which of them,
+    (n,), lie in a span in which the agent tells of a channel that did not measure, where that was looked at.
+    """
 
     window: TrainingWindow
     windows: dict[str, Windows]
+    broken: dict[str, NDArray[np.bool_]] = field(default_factory=dict)
 
 
 def end_ranges(settings: Settings, partitions: Sequence[int] | None = None, timeout: float = 10) -> list[OffsetRange]:
@@ -88,7 +94,7 @@ def replay(
     """
     topic = settings.topic(ACTIVITY)
     digest = hashlib.sha256()
-    windows: dict[str, list[Windows]] = {}
+    parts: dict[str, list[tuple[Windows, NDArray[np.bool_]]]] = {}
     keys = None if devices is None else {device.encode() for device in devices}
     rows, read = 0, list(ranges)
     for number, wanted in sorted(enumerate(ranges), key=lambda item: item[1].partition):
@@ -99,12 +105,12 @@ def replay(
             for record in records:
                 if keys is None or record.key in keys:
                     digest.update(record.value or b"")
-            rows += reader.take(records, windows)
+            rows += reader.take(records, parts)
             if most is not None and reader.kept >= most:
                 read[number] = OffsetRange(wanted.partition, wanted.start, records[-1].offset + 1)
                 break
     one = devices is not None and len(devices) == 1
-    joined = {name: _joined_windows(parts) for name, parts in windows.items()}
+    joined = {name: _joined_windows([windows for windows, _ in found]) for name, found in parts.items()}
     window = TrainingWindow(
         topic=topic,
         ranges=read,
@@ -115,7 +121,8 @@ def replay(
         reading=READING_SCHEMA,
         **_bounds(joined),
     )
-    return Replayed(window, joined)
+    broken = {name: np.concatenate([each for _, each in found]) for name, found in parts.items()}
+    return Replayed(window, joined, broken)
 
 
 def _bounds(windows: dict[str, Windows]) -> dict[str, Any]:
@@ -192,17 +199,27 @@ class _PartitionReader:
         self.kept = 0  # windows
         self.names = Names(lambda _, row: self.intake.reserve(row))
         self.intake = Intake()
+        self.quality: dict[int, Quality] = {}
 
-    def take(self, records: Sequence[Record], windows: dict[str, list[Windows]]) -> int:
+    def take(self, records: Sequence[Record], parts: dict[str, list[tuple[Windows, NDArray[np.bool_]]]]) -> int:
         wanted = [record for record in records if self.keys is None or record.key in self.keys]
         chunk = chunk_of(wanted)
-        rows, _ = decode_chunk(chunk, self.names)  # what is rejected the agent has dead-lettered
+        rows, rejections = decode_chunk(chunk, self.names)
         taken = self.intake.take(rows, chunk)
-        for row in taken.rows.tolist():
-            mine = taken.window_rows == row
-            found = taken.windows.chosen(mine & (taken.windows.labels != NO_LABEL) if self.labelled else mine)
-            self.kept += len(found)
-            windows.setdefault(self.names.by_row[row], []).append(found)
+        windows = taken.windows
+        if len(windows):
+            windows = replace(windows, measures=measure(completed(windows.values)))
+        refused = refused_by_device([*rejections, *taken.rejections], self.names)
+        for row in sorted({*taken.window_rows.tolist(), *refused}):
+            found = windows.chosen(taken.window_rows == row)
+            _, faults = self.quality.setdefault(row, Quality()).observe(found, refused.get(row, ()))
+            broken = np.zeros(len(found), np.bool_) if faults is None else np.asarray(faults.any(1))
+            if self.labelled:
+                kept = found.labels != NO_LABEL
+                found, broken = found.chosen(kept), broken[kept]
+            if len(found):
+                self.kept += len(found)
+                parts.setdefault(self.names.by_row[row], []).append((found, broken))
         return len(taken.readings)
 
 

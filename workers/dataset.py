@@ -250,8 +250,9 @@ def piece_of(replayed: Replayed, settings: Settings) -> Piece:
     from workers.training import bouts_of
 
     parts = {
-        name: windows.chosen((windows.labels != NO_LABEL) & measuring(windows))
+        name: windows.chosen((windows.labels != NO_LABEL) & ~(broken if broken is not None else faulty_of(windows)))
         for name, windows in sorted(replayed.windows.items())
+        for broken in [replayed.broken.get(name)]
     }
     dropped = sum(map(len, replayed.windows.values())) - sum(map(len, parts.values()))
     if len({label for part in parts.values() for label in part.labels.tolist()}) < MIN_ACTIVITIES:
@@ -265,13 +266,13 @@ def piece_of(replayed: Replayed, settings: Settings) -> Piece:
     return Piece(values, labels, bouts_of(labels, devices, starts), devices, starts, chosen.train, chosen.held_out)
 
 
-def measuring(windows: Windows) -> NDArray[np.bool_]:
-    """(n,) which of a device's windows lie in no span that the agent tells `QualityDegraded` of."""
+def faulty_of(windows: Windows) -> NDArray[np.bool_]:
+    """(n,) which of a device's windows lie in a span that the agent tells `QualityDegraded` of, as far as they show."""
     measures = [measure(windows.values[begin : begin + 512]) for begin in range(0, len(windows), 512)]
     if not measures:
         return np.zeros(0, np.bool_)
     _, broken = Quality().observe(replace(windows, measures=np.concatenate(measures)))
-    return np.ones(len(windows), np.bool_) if broken is None else np.asarray(~broken.any(1))
+    return np.zeros(len(windows), np.bool_) if broken is None else np.asarray(broken.any(1))
 
 
 def all_have_rotation(pieces: Sequence[Piece]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from confluent_kafka import Producer, TopicPartition
@@ -16,6 +18,7 @@ from streams.producer import messages, produce
 from streams.replay import WindowExpired, end_ranges, replay
 from streams.simulator import simulate
 from streams.windows import NO_LABEL, Readings, Windows, cut
+from workers.dataset import piece_of
 
 NOW = 1.7e9
 
@@ -123,6 +126,29 @@ def test_of_a_long_topic_only_labelled_windows_and_no_more_than_asked_for_are_ke
     np.testing.assert_array_equal(some.windows["phone-01"].values, kept.values[:count])
     again = replay(settings, some.window.ranges, labelled=True)
     assert again.window == some.window, "what was pinned is what was read"
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_a_span_in_which_readings_were_refused_is_not_learned_from(settings, labelled):
+    """What is left of it looks sound; the agent has told of a sensor that does not measure."""
+    topics.create(settings)
+    [person] = simulate(1, 300, seed=6, start_ts=NOW)
+    broken = replace(person, values=np.where(np.arange(12) == 9, 50.0, person.values))  # g: no sensor measures that
+    producer = Producer(producer_config(settings))
+    sent = [list(messages([each], 50)) for each in (person, broken)]
+    for second, (good, bad) in enumerate(zip(*sent, strict=True)):
+        for key, value in [good, bad] if 100 <= second < 160 else [good]:
+            producer.produce(settings.topic(ACTIVITY), key=key, value=value)
+    assert producer.flush(10) == 0
+    found = replay(settings, end_ranges(settings), labelled=labelled)
+    windows, broken = found.windows["phone-01"], found.broken["phone-01"]
+    within = (windows.end > NOW + 100 + 5) & (windows.end < NOW + 160)
+    outside = (windows.end < NOW + 100) | (windows.end > NOW + 160 + 10)
+    assert within.any()
+    assert broken[within].all()
+    assert not broken[outside].any()
+    piece = piece_of(found, settings)
+    assert len(piece) == (~broken & (windows.labels != NO_LABEL)).sum()
 
 
 def test_a_range_beyond_the_end_is_another_topics(settings, people):

@@ -50,8 +50,8 @@ def test_a_label_outweighs_the_classifier_and_its_absence_among_labels_is_not_ju
     assert believed[0, SITTING] == 1
 
 
-def test_a_label_that_this_version_does_not_know_leaves_the_model_to_tell():
-    """A typo in a label comes as no label: after a while without any, the device is judged all the same."""
+def test_a_device_that_no_longer_sends_labels_is_judged_by_the_model():
+    """After a while without any; a label that is none is a dead letter of class `schema`, and nobody's activity."""
     count = UNLABELLED_WINDOWS + 10
     labels = [SITTING, *[NO_LABEL] * count]
     codes = Conditioner("auto").activities(windows(labels), sure_of(*[WALKING] * (count + 1)))[0]

@@ -116,9 +116,10 @@ def test_a_device_without_a_gyroscope_is_judged_alike():
     assert said[0].ts > recording.ts[0] + DRIFT_AT
 
 
-def test_what_is_said_does_not_depend_on_how_many_windows_come_at_once_nor_on_restarts():
+@pytest.mark.parametrize("source", ["auto", "model"])
+def test_what_is_said_does_not_depend_on_how_many_windows_come_at_once_nor_on_restarts(source):
     """Replayed after a crash, the same readings must give the same event ids."""
-    of, recording = kind("auto"), drifted(0, "bias:0.3")
+    of, recording = kind(source), drifted(0, "bias:0.3")
     mixed = recording.labels.copy()
     mixed[: len(mixed) // 3] = NO_LABEL  # from the model first, then from labels
     values = recording.values.copy()
