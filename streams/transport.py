@@ -8,7 +8,7 @@ assignment is complete, and so again after each.
 Nothing is ever acknowledged to Faust, whose own bookkeeping commits past what was not processed (#606, #527): what is
 durable is committed as it is.
 
-Leans on private parts of Faust and aiokafka, all of them here: PRIVATE lists them, a test holds them.
+Leans on private parts of Faust and aiokafka. PRIVATE and ATTRIBUTES list what the agent needs of them; a test holds it.
 """
 
 from __future__ import annotations
@@ -48,6 +48,16 @@ PRIVATE: Final = (
     ("faust.transport.drivers.aiokafka.AIOKafkaConsumerThread", "_create_worker_consumer"),
     ("aiokafka.consumer.consumer", "Fetcher"),
     ("aiokafka.consumer.fetcher.Fetcher", "_get_actions_per_node"),
+    ("faust.tables.base.Collection", "apply_changelog_batch"),
+    ("faust.tables.base.Collection", "data"),
+)
+# The same of what they set on themselves.
+ATTRIBUTES: Final = (
+    ("faust.transport.consumer.Consumer", "_committed_offset"),
+    ("faust.transport.consumer.Consumer", "_read_offset"),
+    ("faust.transport.consumer.Consumer", "_buffered_partitions"),
+    ("faust.stores.memory.Store", "data"),
+    ("aiokafka.consumer.consumer.AIOKafkaConsumer", "_fetch_max_wait_ms"),
 )
 
 

@@ -36,6 +36,7 @@ from tests.integration.agent_process import (
     send,
     truth,
 )
+from workers.agent import STOPPED_EXIT_CODE
 
 NOW = 1.7e9
 
@@ -162,6 +163,39 @@ def test_killed_in_the_middle_it_goes_on_as_if_it_had_not_been(raw, agent):
     assert set(found) == {drift.id for drift in expected.drifts}
     assert process.terminate() == 0
     assert behind(raw) == 0
+
+
+HANGS = """
+import pathlib, sys, time
+from streams.processor import Processor
+whole = Processor.process
+def process(self, chunk):
+    if pathlib.Path("hang").exists():
+        time.sleep(1000)
+    return whole(self, chunk)
+Processor.process = process
+from workers.cli import main
+sys.argv = ["driftloop", "run", "agent"]
+main()
+"""
+
+
+def test_one_that_hangs_ends_itself_and_the_next_goes_on(raw, agent):
+    """It holds its partitions and its place in the group for ever: a supervisor can only restart what exits."""
+    people = simulate(4, 150, seed=7, start_ts=NOW)
+    produce(raw, [each.between(0, 70) for each in people])
+    hanging = agent(settings=raw, program=("-c", HANGS), DRIFTLOOP_STALL_SECONDS="4")
+    hanging.says("agent.assigned")
+    eventually(lambda: behind(raw) == 0, what="the first half")
+    (raw.home / "hang").touch()
+    produce(raw, [each.between(70, 150) for each in people])
+    assert hanging.exit_code() == STOPPED_EXIT_CODE
+    assert "ending, to be started anew" in hanging.log
+    agent(settings=raw)
+    eventually(lambda: behind(raw) == 0, what="the end")
+    expected = truth(raw)
+    assert len(expected.drifts) > 50
+    assert set(drift_ids(raw)) == {drift.id for drift in expected.drifts}
 
 
 def test_agents_that_come_and_go_lose_and_invent_nothing(raw, agent):

@@ -133,6 +133,25 @@ def test_state_that_was_saved_and_read_back_goes_on_as_if_it_had_not_been(detect
     assert (sorted(drifts, key=lambda drift: drift[0]), rejections, saved) == undisturbed(detector)[:3]
 
 
+@pytest.mark.parametrize("detector", ALL)
+def test_a_device_that_was_let_go_while_it_was_silent_comes_back_as_it_was(detector):
+    """What is kept of it meanwhile is what is saved, so that memory follows the devices that send."""
+    now, saved = 0.0, {}
+    target = Processor("activity", 2, model="activity", load=saved.get, fresh=kind(detector), clock=lambda: now)
+    drifts, rejections = [], []
+    for number, run in enumerate(split(records(), range(0, COUNT, 40))):
+        found, rejected, changed, _ = outcome_of(target, [run])
+        drifts, rejections = drifts + found, rejections + rejected
+        saved |= changed
+        assert target.silent(60) == {}, "it has just sent something"
+        if number % 2:
+            now += 61
+            let_go = target.silent(60)
+            assert let_go == {device: saved[device] for device in let_go}
+            assert not target.names
+    assert (sorted(drifts, key=lambda drift: drift[0]), rejections, saved) == undisturbed(detector)[:3]
+
+
 @pytest.mark.parametrize("again", [1, 40, COUNT])
 @pytest.mark.parametrize("detector", ALL)
 def test_records_delivered_again_change_nothing(detector, again):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from types import SimpleNamespace
 
 import aiokafka.consumer.consumer as aiokafka_consumer
@@ -12,22 +13,32 @@ from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.structs import TopicPartition
 
 from streams.records import Record, chunk_of
-from streams.transport import PRIVATE, _leave_out
+from streams.transport import ATTRIBUTES, PRIVATE, _leave_out
 
 
 @pytest.mark.parametrize(("where", "name"), PRIVATE)
 def test_what_the_transport_leans_on_is_there(where, name):
     """Private parts move without notice; an upgrade of Faust or aiokafka has to fail here, not at night."""
+    assert hasattr(owner_of(where), name)
+
+
+@pytest.mark.parametrize(("where", "name"), ATTRIBUTES)
+def test_the_attributes_that_the_transport_leans_on_are_set(where, name):
+    """One that is only written to, under its old name, would change nothing, and nobody would see it."""
+    assert re.search(rf"\bself\.{name}\b", inspect.getsource(owner_of(where)))
+
+
+def owner_of(where):
     module, _, attribute = where.rpartition(".")
     try:
-        owner = importlib.import_module(where)
+        return importlib.import_module(where)
     except ModuleNotFoundError:
-        owner = getattr(importlib.import_module(module), attribute)
-    assert hasattr(owner, name)
+        return getattr(importlib.import_module(module), attribute)
 
 
 def test_the_parts_that_are_replaced_take_what_they_took():
     """A method that is overridden with other arguments than the library calls it with fails only when it is called."""
+    from faust.tables.base import Collection
     from faust.transport.consumer import Consumer
     from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 
@@ -38,6 +49,7 @@ def test_the_parts_that_are_replaced_take_what_they_took():
         (Consumer.verify_event_path, ["self", "now", "tp"]),
         (AIOKafkaConsumerThread._create_worker_consumer, ["self", "transport"]),
         (Fetcher._get_actions_per_node, ["self", "assignment"]),
+        (Collection.apply_changelog_batch, ["self", "batch"]),
     ):
         assert list(inspect.signature(method).parameters) == parameters
     asked = inspect.getsource(Fetcher._get_actions_per_node)
