@@ -12,6 +12,7 @@ from streams.quality import Degraded, Refused
 from streams.windows import Floats, Readings, Windows
 
 _BROAD: Final = 4  # statistics that moved together
+_LASTING: Final = 5  # bouts that agreed
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +21,9 @@ class Change:
 
     before, after: means of the statistic, in its unit; effect: their distance in reference standard deviations.
     ts, change_ts: event time of the alarm and of the change; offset, change_offset: the records that carried them.
-    estimate: what the test estimates, by name. breadth: statistics that moved with it. hurts: the model's confidence
-    fell, or its errors rose, at the same time. epoch: the record since which the device was last learned anew, where a
-    detector makes one alarm of all that comes until it is again.
+    estimate: what the test estimates, by name. breadth: statistics that moved with it. bouts: that agreed. hurts: the
+    model's confidence fell, or its errors rose, at the same time. epoch: the record since which the device was last
+    learned anew, where a detector makes one alarm of all that comes until it is again.
     """
 
     feature: str
@@ -38,6 +39,7 @@ class Change:
     activity: Activity | None = None
     estimate: dict[str, float] | None = None
     breadth: int = 1
+    bouts: int = 1
     hurts: bool = False
     epoch: int | None = None
 
@@ -48,8 +50,9 @@ class Change:
 
     @property
     def severity(self) -> Severity:
-        """How far, how broadly, and whether the model suffers; ADWIN itself has no warning zone."""
-        points = (self.effect >= 4) + (self.effect >= 8) + (self.breadth >= _BROAD) + self.hurts
+        """How far, how broadly, for how long, and whether the model suffers; ADWIN itself has no warning zone."""
+        far = (self.effect >= 4) + (self.effect >= 8)
+        points = far + (self.breadth >= _BROAD) + (self.bouts >= _LASTING) + self.hurts
         return "critical" if points >= 2 else "warning" if points else "info"
 
 

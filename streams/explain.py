@@ -61,6 +61,7 @@ def changes_of(
                 activity=ACTIVITIES[bout.activity],
                 estimate=estimate or None,
                 breadth=len(moved),
+                bouts=verdict.bouts,
                 hurts=hurts,
             )
         )

@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from schemas.activity import ACTIVITIES, Activity
+from schemas.activity import ACTIVITIES, CHANNELS, Activity
 from schemas.errors import Reject
 from streams.features import FEATURES, features
 from streams.measures import COUNT, MEASURED
@@ -50,7 +50,9 @@ class Reference(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """channels: the channels that the training data had; statistics: names of the columns."""
+    """statistics: names of the columns. channels: those that the training data had; rotationRate may lack, for it
+    follows from attitude then, on both sides alike.
+    """
 
     format: int
     statistics: list[str]
@@ -70,6 +72,9 @@ def decode(blob: bytes) -> Profile:
         raise Reject(
             "profile", f"a reference profile of format {profile.format} with other statistics than format {FORMAT}"
         )
+    lacking = sorted({channel.name for channel in CHANNELS if channel.required} - set(profile.channels))
+    if lacking:
+        raise Reject("profile", f"learned without {', '.join(lacking)}, which every reading has")
     for name, reference in profile.activities.items():
         shapes = [np.shape(reference.mean), np.shape(reference.people)]
         squares = [np.asarray(reference.between), np.asarray(reference.within)]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from deploy.modelfiles import verify
+from schemas.activity import CHANNEL_NAMES
 from streams.confirmed import Confirmed
 from streams.measures import COUNT
 from streams.profile import encode, learn
@@ -25,7 +26,7 @@ def ready(settings, mlflow_uri, tmp_path):
 def profile():
     rng = np.random.default_rng(1)
     devices, bouts = np.repeat(["a", "b"], 60), np.repeat(np.arange(12), 10)
-    return encode(learn(rng.normal(size=(120, COUNT)), np.zeros(120, int), devices, bouts, channels=[]))
+    return encode(learn(rng.normal(size=(120, COUNT)), np.zeros(120, int), devices, bouts, channels=CHANNEL_NAMES))
 
 
 def in_force(kind):

@@ -39,11 +39,17 @@ def profile():
     return reference_profile(simulate(10, 1200, seed=11, start_ts=1.6e9, bout_seconds=BOUTS), 1)
 
 
-def kind(source="model", known=True):
+def kind(source="model", known=True, reference=None):
     made = Confirmed("standard", source, CALIBRATION_S)
     if known:
-        made.adopt("1", profile())
+        made.adopt("1", reference or profile())
     return made
+
+
+def without_gyroscope(recording):
+    values = recording.values.copy()
+    values[:, ROTATION] = np.nan
+    return replace(recording, values=values)
 
 
 def windows(recording, of=None):
@@ -108,12 +114,27 @@ def test_an_alarm_estimates_by_how_much(how, name, low, high):
 
 def test_a_device_without_a_gyroscope_is_judged_alike():
     """Its rotation rate follows from attitude."""
-    recording = drifted(0, "gain:1.5")
-    values = recording.values.copy()
-    values[:, ROTATION] = np.nan
-    said = found(replace(recording, values=values))
+    said = found(without_gyroscope(drifted(0, "gain:1.5")))
     assert said
-    assert said[0].ts > recording.ts[0] + DRIFT_AT
+    assert said[0].ts > people()[0].ts[0] + DRIFT_AT
+
+
+def test_people_with_one_are_judged_by_those_without_and_the_other_way_round():
+    """A fleet is of many kinds of phones, and a profile of whoever sent labels."""
+    others = [without_gyroscope(each) for each in simulate(10, 1200, seed=11, start_ts=1.6e9, bout_seconds=BOUTS)]
+    of_others = reference_profile(others, 1)
+    false = {
+        ("with", number, item.ts)
+        for number, one in enumerate(people())
+        for item in found(one, kind(reference=of_others))
+    }
+    false |= {
+        ("without", number, item.ts) for number, one in enumerate(people()) for item in found(without_gyroscope(one))
+    }
+    assert len(false) <= 1
+    said = found(drifted(0, "gain:1.5"), kind(reference=of_others))
+    assert said
+    assert said[0].ts > people()[0].ts[0] + DRIFT_AT
 
 
 @pytest.mark.parametrize("source", ["auto", "model"])

@@ -75,5 +75,8 @@ def test_severity_grows_with_the_effect_and_direction_follows_the_mean():
         "warning",
         "critical",
     ]
+    worse = ({"breadth": 4}, {"bouts": 5}, {"hurts": True})
+    assert [change(effect=0.1, **each).severity for each in worse] == ["warning"] * 3
+    assert change(effect=0.1, breadth=4, bouts=5).severity == "critical"
     assert change(before=1.0, after=-1.0).direction == "down"
     assert change(before=1.0, after=1.0).direction == "up"

@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from schemas.activity import CHANNEL_NAMES
 from schemas.errors import Reject
 from streams.measures import COUNT
 from streams.profile import Classifier, Linear, decode, encode, learn
@@ -20,7 +21,7 @@ def profile(**more):
         np.repeat([0, 1], 120),
         np.tile(np.repeat(["a", "b"], 60), 2),
         np.repeat(np.arange(24), 10),
-        channels=["gravity.x"],
+        channels=CHANNEL_NAMES,
         classifier=Linear(["|userAcceleration|.log_mean"], [[1.0, -1.0]], [0.0, 0.0], ["sit", "wlk"]),
     )
     return msgspec.structs.replace(made, **more)
@@ -30,6 +31,8 @@ def test_a_profile_survives_its_file():
     """Training writes it, the agent reads it."""
     assert decode(encode(profile())) == profile()
     assert set(profile().activities) == {"dws", "ups"}
+    without_gyroscope = profile(channels=[name for name in CHANNEL_NAMES if "rotationRate" not in name])
+    assert decode(encode(without_gyroscope)) == without_gyroscope
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,7 @@ def test_a_profile_survives_its_file():
         b"{}",
         encode(profile(format=2)),
         encode(profile(statistics=["other"])),
+        encode(profile(channels=[name for name in CHANNEL_NAMES if name != "attitude.yaw"])),
         encode(profile(classifier=Linear(["no such feature"], [[1.0]], [0.0], ["sit"]))),
         encode(profile(classifier=Linear([], [[1.0]], [0.0], ["sit"]))),
         encode(profile(activities={"sit": msgspec.structs.replace(profile().activities["dws"], mean=[0.0])})),
