@@ -110,10 +110,16 @@ def main() -> None:
     arguments.add_argument("--live", type=int, default=1_000, help="devices that are followed live; default 1,000")
     given = arguments.parse_args()
     rows = [measure(detector, batch, given.devices, given.seconds) for detector in DETECTORS for batch in (1, 50)]
+    followed = [live(batch, given.live) for batch in (1, 50)]
+    figures = {
+        f"live_{name}_batch{row['readings_a_message']}": value
+        for row in followed
+        for name, value in row.items()
+        if name not in ("devices", "readings_a_message")
+    }
     settings = {"devices": given.devices, "seconds": given.seconds, "records_a_run": RUN}
-    show(Measurement("core", settings, rows=rows), given.json)
-    rows = [live(batch, given.live) for batch in (1, 50)]
-    show(Measurement("core live", {"devices": given.live, "hz": 50, "partitions": PARTITIONS}, rows=rows), None)
+    settings |= {"live_devices": given.live, "live_hz": 50, "live_partitions": PARTITIONS}
+    show(Measurement("core", settings, figures, rows), given.json)
 
 
 if __name__ == "__main__":

@@ -57,14 +57,15 @@ def mixed(readings: int, percent: int, batch: int) -> Iterator[Message]:
             yield message[0] if key == device else key, value and value.replace(device, message[0])
 
 
-def core(settings: Settings, readings: int, percent: int, batch: int) -> float:
-    """Good readings a second of CPU time."""
+def core(settings: Settings, readings: int, percent: int, batch: int) -> tuple[float, float]:
+    """Good readings a second of CPU time, and CPU seconds for a million of them."""
     records = [Record(number, corpus.NOW, *message) for number, message in enumerate(mixed(readings, percent, batch))]
     watched = Core(settings, 0)
     begun, good = time.process_time(), 0
     for start in range(0, len(records), CHUNK):
         good += watched.process(records[start : start + CHUNK]).readings
-    return good / (time.process_time() - begun)
+    spent = time.process_time() - begun
+    return good / spent, spent / good * 1e6
 
 
 def live(settings: Settings, readings: int, percent: int, batch: int, folder: Path) -> tuple[float, float]:
@@ -116,7 +117,7 @@ def main() -> None:
     shares = (0, given.percent)
     rows = []
     for batch in (1, 50):
-        found: dict[int, list[float]] = {share: [] for share in shares}
+        found: dict[int, list[tuple[float, float]]] = {share: [] for share in shares}
         for number in range(given.rounds):
             for share in shares if number % 2 else reversed(shares):
                 found[share].append(core(settings, given.readings // 2, share, batch))
@@ -132,8 +133,8 @@ def main() -> None:
                     found = {share: [] for share in shares}
                     for number in range(given.rounds):
                         for share in shares if number % 2 else reversed(shares):
-                            rate, _ = live(on, given.readings * (5 if batch > 1 else 1), share, batch, Path(folder))
-                            found[share].append(rate)
+                            many = given.readings * (5 if batch > 1 else 1)
+                            found[share].append(live(on, many, share, batch, Path(folder)))
                     rows += [_row("live", batch, share, found) for share in shares]
             finally:
                 broker.kill()
@@ -144,16 +145,18 @@ def main() -> None:
     show(Measurement("poison", chosen, figures, rows), given.json)
 
 
-def _row(where: str, batch: int, share: int, found: dict[int, list[float]]) -> dict[str, object]:
-    rate = statistics.median(found[share])
+def _row(where: str, batch: int, share: int, found: dict[int, list[tuple[float, float]]]) -> dict[str, object]:
+    rates, spent = zip(*found[share], strict=True)
+    without = statistics.median(rate for rate, _ in found[0])
     return {
         "where": where,
         "batch": batch,
         "bad_percent": share,
-        "good_readings_per_s": rate,
-        "min": min(found[share]),
-        "max": max(found[share]),
-        "cost_percent": (1 - rate / statistics.median(found[0])) * 100,
+        "good_readings_per_s": statistics.median(rates),
+        "min": min(rates),
+        "max": max(rates),
+        "cpu_s_per_million": statistics.median(spent),
+        "cost_percent": (1 - statistics.median(rates) / without) * 100,
     }
 
 

@@ -54,13 +54,14 @@ def test_a_planted_bug_is_found(settings, bug, plan):
     assert not verdict.clean
 
 
-def test_an_agent_without_a_bug_is_found_clean(settings):
-    """Nor may it find what is not there."""
+@pytest.mark.parametrize("detector", ["raw", "per-feature"])
+def test_an_agent_without_a_bug_is_found_clean(settings, detector):
+    """Nor may it find what is not there. `per-feature` has windows that are not full yet in each of its states."""
     measured, verdict = run(
         kills=1,
         readings=12_000,
         seed=7,
-        detector="raw",
+        detector=detector,
         rate=3_000,
         name="kills",
         folder=settings.home,
