@@ -162,13 +162,13 @@ class Watcher:
             reach("after-drift-send")
             if self.closed or generation != self.app.consumer_generation_id:
                 return
-            while time.monotonic() - self.sure > UNSURE_S:  # it may freeze while it asks
+            reach("before-state-write")
+            while time.monotonic() - self.sure > UNSURE_S:  # it may freeze while it asks; then it writes at once
                 if not await self._is_ours():
                     # A rebalance is under way, or it froze until the partitions had moved, and its state is older than
                     # their new owner's.
                     log.info("checkpoint.refused")
                     return
-            reach("before-state-write")
             for partition, devices in states.items():
                 for device, blob in devices.items():
                     await self._send(self.changelog, device.encode(), blob, None, partition)
