@@ -12,7 +12,9 @@ import numpy as np
 
 from schemas.activity import ACTIVITIES
 from schemas.events import WindowStatistics
-from streams.statistics import STATISTICS, statistics
+from streams.confirmation import TESTED
+from streams.measures import MEASURED
+from streams.statistics import statistics
 from streams.windows import NO_LABEL, Windows
 
 # Every fourth window of a device, and no more than so many at once: a backlog is not shown in full.
@@ -20,7 +22,7 @@ STEP_S: Final = 5.12
 MOST_AT_ONCE: Final = 64
 # A device that has sent nothing for so long, in event time of the others, gives its place away.
 SILENT_S: Final = 600.0
-NAMES: Final = [f"{each.feature} {each.kind}" for each in STATISTICS]
+NAMES: Final = [f"{each.feature} {each.kind}" for each in MEASURED[:TESTED]]  # what a drift may be told of
 
 
 class DeviceStatistics:
@@ -56,13 +58,14 @@ class DeviceStatistics:
             return None
         self._shown[device] = last
         chosen = np.asarray(rows[-MOST_AT_ONCE:], np.int64)
-        # Whatever a detector measures of windows, these come first.
+        # Whatever a detector measures of windows, these come first, or the first of these.
         measured = statistics(windows.values[chosen]) if windows.measures is None else windows.measures[chosen]
+        values = np.round(measured[:, : len(NAMES)], 4)
         return WindowStatistics(
             device=device,
-            statistics=NAMES,
+            statistics=NAMES[: values.shape[1]],
             ends=windows.end[chosen].tolist(),
-            values=np.round(measured[:, : len(STATISTICS)], 4).tolist(),
+            values=values.tolist(),
             activities=[None if code == NO_LABEL else ACTIVITIES[code] for code in windows.labels[chosen].tolist()],
         )
 

@@ -78,7 +78,8 @@ class PartitionLag:
     lag: end - committed, as Kafka's own tool counts it. waiting: the same, but 0 where only markers of transactions are
     left, which nobody ever reads. backlog: what a group without a commit has before it.
     seconds: age of the record at the committed offset. rate_in, rate_out: records a second. catch_up_s: at these rates;
-    None if it is not catching up. expired: records that were deleted before they were read.
+    None if it is not catching up. trend: of the seconds, or of the records where times are not known. expired: records
+    that were deleted before they were read.
     """
 
     group: str
@@ -141,6 +142,7 @@ class _Partition:
     commits: deque[Commit] = field(default_factory=lambda: deque(maxlen=COMMITS))
     offsets: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=ENDS))
     lags: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=ENDS))
+    seconds: deque[tuple[float, float]] = field(default_factory=lambda: deque(maxlen=ENDS))
 
 
 class LagTracker:
@@ -200,6 +202,8 @@ class LagTracker:
             waiting = 0 if lag and times.get((*place, committed), 0.0) is None else lag
             self._note(kept, committed, waiting, look.ts, alive=owner is not None)
             seconds = self._seconds(place, committed, waiting, look.ts, times)
+            if seconds is not None:
+                kept.seconds.append((look.ts, seconds))
             verdict, why = self._judge(kept, place, waiting, look.ts, alive=owner is not None)
             if lag and not waiting:
                 why = "keeps up; only markers of transactions are left"
@@ -220,7 +224,7 @@ class LagTracker:
             rate_in=rate_in,
             rate_out=rate_out,
             catch_up_s=0.0 if waiting == 0 else waiting / gain if waiting and gain is not None and gain > 0 else None,
-            trend=_trend(kept.lags),
+            trend=_trend(kept.seconds) or _trend(kept.lags),
             members=seen.members,
             owner=owner,
             expired=max(0, start - committed) if committed is not None else 0,
@@ -273,7 +277,7 @@ def _passed(ends: Collection[tuple[float, int]], offset: int) -> float | None:
     return None
 
 
-def _recent(points: Collection[tuple[float, int]]) -> list[tuple[float, int]]:
+def _recent(points: Collection[tuple[float, float]]) -> list[tuple[float, float]]:
     points = list(points)
     return [each for each in points if points[-1][0] - each[0] <= RATE_S]
 
@@ -286,7 +290,7 @@ def _rate(points: Collection[tuple[float, int]]) -> float | None:
     return max(0.0, (recent[-1][1] - recent[0][1]) / (recent[-1][0] - recent[0][0]))
 
 
-def _trend(lags: Collection[tuple[float, int]]) -> Trend | None:
+def _trend(lags: Collection[tuple[float, float]]) -> Trend | None:
     """Whether the lag has changed by more than a tenth over the last RATE_S."""
     recent = _recent(lags)
     if len(recent) < 2:

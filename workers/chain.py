@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from schemas.errors import UserError
-from schemas.events import DecisionMade, DriftDetected, Event, ModelDeployed, ModelRegistered
+from schemas.events import DecisionMade, DriftDetected, Event, ModelDeployed, ModelRegistered, SwitchRequested
 from streams.eventlog import Logged
 from workers.narrate import line
 
@@ -74,6 +74,7 @@ class Chain:
         self._lock = threading.Lock()
         self._events: dict[str, Logged] = {}
         self._effects: dict[str, list[str]] = {}
+        self._deployments: dict[str, Logged] = {}
 
     def add(self, logged: Logged) -> bool:
         """Take an event in; False if its id is known. The oldest is forgotten where there are too many."""
@@ -84,10 +85,13 @@ class Chain:
             if len(self._events) >= self._most:
                 oldest = next(iter(self._events))
                 self._effects.pop(oldest, None)
+                self._deployments.pop(oldest, None)
                 del self._events[oldest]
             self._events[id] = logged
             for cause in causes(logged.envelope.event):
                 self._effects.setdefault(cause, []).append(id)
+            if isinstance(logged.envelope.event, ModelDeployed):
+                self._deployments[id] = logged
             return True
 
     def all(self) -> list[Logged]:
@@ -118,15 +122,37 @@ class Chain:
         return found[0]
 
     def causes_of(self, logged: Logged) -> list[Logged]:
-        """Events that it names, as far as they are still on their topics."""
+        """Events that it names, as far as they are still on their topics; of a deployment also its occasion: somebody's
+        request, or the deployment that it is the way back from.
+        """
         with self._lock:
-            ids = causes(logged.envelope.event)
-            return [self._events[id] for id in ids if id in self._events]
+            found = [self._events[id] for id in causes(logged.envelope.event) if id in self._events]
+            return found + self._occasions(logged)
 
     def effects_of(self, logged: Logged) -> list[Logged]:
-        """Events that name it."""
+        """Events that name it, and deployments that it was the occasion of."""
         with self._lock:
-            return [self._events[id] for id in self._effects.get(logged.envelope.id, ()) if id in self._events]
+            found = [self._events[id] for id in self._effects.get(logged.envelope.id, ()) if id in self._events]
+            if isinstance(logged.envelope.event, ModelDeployed | SwitchRequested):
+                found += [each for each in self._deployments.values() if logged in self._occasions(each)]
+            return found
+
+    def _occasions(self, logged: Logged) -> list[Logged]:
+        """Of a deployment, whose `caused_by` names where its version comes from."""
+        event = logged.envelope.event
+        if not isinstance(event, ModelDeployed):
+            return []
+        asked = self._events.get(logged.envelope.root)
+        if asked is not None and isinstance(asked.envelope.event, SwitchRequested):
+            return [asked]
+        if event.reason != "rollback":
+            return []
+        left = [
+            each
+            for each in self._deployments.values()
+            if getattr(each.envelope.event, "version", None) == event.previous and each.written < logged.written
+        ]
+        return left[-1:]
 
     def around(self, logged: Logged) -> Around:
         """All that is connected with it, both ways."""

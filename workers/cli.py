@@ -387,18 +387,24 @@ def lag(
     """How far each consumer group is behind, and whether that is trouble. Exit code 1 if any has stopped or stalled."""
     from dataclasses import asdict
 
+    from rich.markup import escape
+
+    from schemas.errors import Retry
     from streams.lag import TROUBLE
     from workers.lag_table import looks, table
 
     found = False
-    for lags in looks(_settings(), group):
+    for lags in looks(_settings(), group, watch=watch):
+        console = _console()
+        if watch and not as_json and sys.stdout.isatty():
+            console.clear()
+        if isinstance(lags, Retry):
+            print("null", flush=True) if as_json else console.print(f"unknown: {escape(str(lags))}")
+            continue
         found = any(each.verdict in TROUBLE for each in lags)
         if as_json:
             print(json.dumps([asdict(each) for each in lags]), flush=True)
         else:
-            console = _console()
-            if watch and sys.stdout.isatty():
-                console.clear()
             console.print(table(lags))
         if not watch:
             break

@@ -8,26 +8,40 @@ from collections.abc import Iterator, Sequence
 from rich.markup import escape
 from rich.table import Table
 
+from schemas.errors import Retry
 from schemas.settings import Settings
-from streams.lag import WORDS, LagTracker, PartitionLag, Verdict
+from streams.lag import GROUPS, WORDS, LagTracker, PartitionLag, Verdict
 from streams.lag_collector import Collector, RecordTimes
 from workers.processes import ask, busy
 
 # Without a second look there is no rate, and no telling who has stopped.
 _BETWEEN_S = 1.0
+_TRENDS: dict[str, str] = {"growing": " ↑", "falling": " ↓"}
 _COLOURS: dict[Verdict, str] = {"ok": "green", "warn": "yellow", "rewind": "yellow", "stall": "red", "stop": "red"}
 
 
-def looks(settings: Settings, pattern: str | None, every: float = 2.0) -> Iterator[list[PartitionLag]]:
-    """Lags, again and again; the first after two looks. Raises Retry if the broker does not answer."""
+def looks(
+    settings: Settings, pattern: str | None, every: float = 2.0, *, watch: bool = False
+) -> Iterator[list[PartitionLag] | Retry]:
+    """Lags, again and again, our groups first; the first after two looks. If the broker does not answer: raises Retry;
+    where it is watched, yields it instead of lags that nobody knows.
+    """
+    ours = {f"{settings.namespace}{group}" for group in GROUPS}
     collector, tracker, times = Collector(settings, pattern), LagTracker(), RecordTimes(settings)
     try:
         first = collector.look()
         tracker.take(first, times.of(first))
         time.sleep(_BETWEEN_S)
         while True:
-            look = collector.look()
-            yield tracker.take(look, times.of(look), busy(settings, ask(settings)))
+            try:
+                look = collector.look()
+                lags = tracker.take(look, times.of(look), busy(settings, ask(settings)))
+            except Retry as away:
+                if not watch:
+                    raise
+                yield away
+            else:
+                yield sorted(lags, key=lambda each: each.group not in ours)
             time.sleep(every)
     finally:
         times.close()
@@ -51,7 +65,7 @@ def table(lags: Sequence[PartitionLag]) -> Table:
             "none yet" if none_yet else _number(each.committed),
             _number(each.end),
             _number(each.lag) if not none_yet else "" if each.backlog is None else f"({each.backlog:,} there)",
-            "" if none_yet else _seconds(each.seconds),
+            "" if none_yet else _seconds(each.seconds) + _TRENDS.get(each.trend or "steady", ""),
             _rate(each.rate_in),
             _rate(each.rate_out),
             ""

@@ -14,12 +14,18 @@ from schemas.topology import AGENT_STATE, DEAD_LETTER_TOPICS, EVENT_TOPICS, REPL
 from streams.eventlog import Logged
 from streams.lag import GROUPS, TROUBLE, PartitionLag, worst
 from streams.letters import Letter, shown
+from streams.quality import DEVICE
 from workers.chain import causes
 from workers.narrate import ACTIVITY_WORDS, REASONS, plain, tell
-from workers.seen import Json, Seen, most, of_group, total
+from workers.seen import NOT_LOOKED, Json, Seen, most, of_group, total
 
 RECENT_S: Final = 900.0
 _LAST_EVENTS: Final = 12
+VERDICTS: Final = {
+    "helped": "and it does better than the one before",
+    "no-effect": "though it does no better than the one before",
+    "harmed": "though it does worse than the one before",
+}
 
 
 def event_json(logged: Logged) -> Json:
@@ -150,7 +156,9 @@ def in_words(seen: Seen, settings: Settings, now: float) -> list[Json]:
     def say(level: str, text: str, link: str) -> None:
         said.append({"level": level, "text": text, "link": link})
 
-    if seen.kafka.trouble is not None:
+    if seen.kafka.trouble == NOT_LOOKED:
+        say("busy", "Kafka is being asked for the first time.", "/lag")
+    elif seen.kafka.trouble is not None:
         ago = f" since {_ago(now - seen.kafka.since)}" if seen.kafka.since else ""
         say("bad", f"Kafka cannot be asked{ago}: lag and rates are unknown.", "/lag")
     for each in seen.processes:
@@ -161,6 +169,8 @@ def in_words(seen: Seen, settings: Settings, now: float) -> list[Json]:
             say("bad", f"{name} has trouble: {trouble}", "/")
     _say_lag(seen, settings, say)
     _say_work(seen, say)
+    _say_faults(seen, say)
+    _say_letters(seen, say, now)
     _say_drift(seen, say, now)
     current = seen.current
     if current is None and not seen.current_read:
@@ -225,26 +235,62 @@ def _say_drift(seen: Seen, say: Any, now: float) -> None:
     what = (
         f"{data['device']} drifted {_ago(now - last['written'])} ago ({data['feature']}{doing}, {data['effect']:.1f} σ)"
     )
-    deployed = next((each for each in came if each["topic"] == "deployed"), None)
-    registered = next((each for each in came if each["topic"] == "model-registered"), None)
-    decided = next((each for each in came if each["topic"] == "decisions"), None)
+    by_topic = {each["topic"]: each["data"] for each in came}  # the last of each
+    deployed, registered, decided = (by_topic.get(topic) for topic in ("deployed", "model-registered", "decisions"))
     link = f"/chain/{last['id']}"
-    if deployed is not None:
-        say("note", f"{what}: version {deployed['data']['version']} was trained for it and serves.", link)
-    elif decided is not None:
-        why = REASONS.get(decided["data"]["reason"], decided["data"]["reason"])
-        say("note", f"{what}: {decided['data']['about']} {decided['data']['outcome']}, because {why}.", link)
+    why = "" if decided is None else REASONS.get(decided["reason"], decided["reason"])
+    if deployed is not None and deployed["reason"] == "rollback":
+        say("note", f"{what}: version {deployed['previous']} was trained for it and sent back; "
+            f"{deployed['version']} serves again.", link)  # fmt: skip
+    elif deployed is not None:
+        proof = f", {VERDICTS[decided['outcome']]}" if decided and decided["outcome"] in VERDICTS else ""
+        say("note", f"{what}: version {deployed['version']} was trained for it and serves{proof}.", link)
+    elif registered is not None and decided is not None and decided["about"] == "deploy":
+        say("bad", f"{what}: version {registered['version']} was trained for it and is not deployed: {why}.", link)
     elif registered is not None:
-        say("busy", f"{what}: version {registered['data']['version']} is being deployed.", link)
+        say("busy", f"{what}: version {registered['version']} is being deployed.", link)
+    elif decided is not None:
+        say("note", f"{what}: {decided['about']} {decided['outcome']}, because {why}.", link)
     else:
         say("busy", f"{what}: no decision yet.", link)
-    faults = [
-        event
-        for each in seen.events(QualityDegraded)
-        if now - each.written < RECENT_S and isinstance(event := each.envelope.event, QualityDegraded)
-    ]
-    if faults and not faults[-1].ended:
-        say("busy", f"{faults[-1].device}: {faults[-1].channel} is not measuring ({faults[-1].fault}).", "/devices")
+
+
+def open_faults(seen: Seen) -> list[QualityDegraded]:
+    """What is told and not over: one for each device, channel and fault."""
+    found: dict[tuple[str, str, str], QualityDegraded] = {}
+    for each in seen.events(QualityDegraded):
+        event = each.envelope.event
+        assert isinstance(event, QualityDegraded)
+        key = (event.device, event.channel, event.fault)
+        if event.ended:
+            found.pop(key, None)
+        else:
+            found[key] = event
+    return list(found.values())
+
+
+def _say_faults(seen: Seen, say: Any) -> None:
+    faults = open_faults(seen)
+    if not faults:
+        return
+    last = faults[-1]
+    channel = "its sensor" if last.channel == DEVICE else last.channel
+    more = len({each.device for each in faults} - {last.device})
+    others = f" So {'has' if more == 1 else 'have'} {more} more {'device' if more == 1 else 'devices'}." if more else ""
+    say("busy", f"{last.device} has a fault: {channel} ({last.fault}).{others}", f"/devices/{last.device}")
+
+
+def _say_letters(seen: Seen, say: Any, now: float) -> None:
+    newest = next(iter(seen.last_letters()), None)
+    if newest is None or now - newest.written > RECENT_S:
+        return
+    count = sum(seen.counts().values())
+    many = "1 message" if count == 1 else f"{count:,} messages"
+    say(
+        "busy",
+        f"{many} could not be used so far, the last {_ago(now - newest.written)} ago ({newest.reject_class}).",
+        "/letters",
+    )
 
 
 def _ago(seconds: float) -> str:
@@ -291,7 +337,7 @@ def lag(seen: Seen) -> Json:
 
 
 def devices(seen: Seen) -> list[Json]:
-    """Devices that have shown statistics, drifted, or have a faulty sensor."""
+    """Devices that have shown statistics, drifted, or had a faulty sensor; faults: those that are not over."""
     with seen.lock:
         known = {
             name: {"windows": len(each.ends), "last": each.ends[-1] if each.ends else None}
@@ -309,8 +355,8 @@ def devices(seen: Seen) -> list[Json]:
         if isinstance(event, DriftDetected):
             entry["drifts"] += 1
             entry["last_drift"] = event.ts
-        elif not event.ended:
-            entry["faults"] += 1
+    for fault in open_faults(seen):
+        found[fault.device]["faults"] += 1
     return sorted(found.values(), key=lambda entry: (-(entry["last_drift"] or 0), entry["device"]))
 
 
@@ -375,10 +421,16 @@ def chain(seen: Seen, wanted: str) -> Json:
     """An event with all that is connected with it. Raises UserError if there is none."""
     logged = seen.chain.find(wanted)
     around = seen.chain.around(logged)
+
+    def linked(each: Logged) -> Json:
+        told = event_json(each)
+        occasions = [cause.envelope.id for cause in seen.chain.causes_of(each)]
+        return {**told, "causes": [*told["causes"], *(id for id in occasions if id not in told["causes"])]}
+
     return {
-        "event": event_json(logged),
-        "before": [event_json(each) for each in around.before],
-        "after": [event_json(each) for each in around.after],
+        "event": linked(logged),
+        "before": [linked(each) for each in around.before],
+        "after": [linked(each) for each in around.after],
         "episode": [event_json(each) for each in seen.chain.episode(logged)],
     }
 

@@ -4,7 +4,7 @@ import pytest
 
 from schemas.envelope import envelope
 from schemas.errors import UserError
-from schemas.events import DecisionMade, ModelDeployed, ModelRegistered
+from schemas.events import DecisionMade, ModelDeployed, ModelRegistered, Smoke, SwitchRequested
 from schemas.examples import EVENTS
 from schemas.topology import DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTERED
 from streams.eventlog import Logged
@@ -135,3 +135,47 @@ def test_what_was_decided_on_the_way_to_a_version_is_told_with_it():
         chain.add(Logged(topic, 0, number, float(number), told))
     around = chain.around(chain.find("v"))
     assert [each.envelope.id for each in around.before] == ["d", "c", "p"]
+
+
+def deployed(version, reason, previous=None):
+    return ModelDeployed(
+        model="activity", version=version, target="process", endpoint="http://127.0.0.1:1", digest="sha256:1",
+        smoke=Smoke(requests=1, p50_ms=1, p99_ms=1), reason=reason, caused_by=f"r{version}", previous=previous,
+    )  # fmt: skip
+
+
+def of(*told):
+    """A chain of events in this order: id, topic, event, and the root where it is another's."""
+    chain = Chain()
+    for number, (id, topic, event, root) in enumerate(told):
+        enveloped = envelope(event, id=id, source="s", subject="", time=0.0, root=root)
+        chain.add(Logged(topic, 0, number, float(number), enveloped))
+    return chain
+
+
+def test_a_version_that_serves_again_is_followed_to_the_one_that_failed_and_what_was_found():
+    """`why latest` after a night in which a version was sent back."""
+    decided = DecisionMade(
+        model="activity", about="rollback", outcome="rolled-back", reason="slow", detail="", concerns=["d8"], ts=1.0
+    )
+    chain = of(
+        ("d7", DEPLOYED, deployed("7", "drift"), None),
+        ("d8", DEPLOYED, deployed("8", "drift", "7"), None),
+        ("back", DEPLOYED, deployed("7", "rollback", "8"), None),
+        ("why", DECISIONS, decided, None),
+    )
+    assert ids(chain.around(chain.find("latest")).before) == ["d8", "why"]
+    assert ids(chain.around(chain.find("d8")).after) == ["back", "why"]
+    assert ids(chain.around(chain.find("d7")).after) == [], "what it led to before is not this"
+
+
+def test_a_switch_by_hand_is_followed_to_whoever_asked_for_it():
+    """Nobody looks for a drift then."""
+    asked = SwitchRequested(model="activity", action="promote", by="ann", version="5")
+    chain = of(
+        ("ask", MODEL_REGISTERED, asked, None),
+        ("d5", DEPLOYED, deployed("5", "manual", "6"), "ask"),
+        ("d6", DEPLOYED, deployed("6", "drift", "5"), "another"),
+    )
+    assert ids(chain.around(chain.find("d5")).before) == ["ask"]
+    assert ids(chain.around(chain.find("ask")).after) == ["d5"]

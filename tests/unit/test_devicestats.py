@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from streams.devicestats import MOST_AT_ONCE, STEP_S, DeviceStatistics
+from streams.statistics import STATISTICS
 from streams.windows import Windows
 
 
@@ -35,7 +36,10 @@ def test_of_a_backlog_no_more_is_shown_than_can_be_looked_at():
 def test_what_was_measured_for_the_detector_is_not_measured_again():
     """Looking must not cost the hot path: what is shown is what the detector saw."""
     measured = replace(windows(1), measures=np.arange(44.0)[None])
-    assert DeviceStatistics(1).of("a", measured).values == [list(range(10))]
+    told = DeviceStatistics(1).of("a", measured)
+    assert told.values == [list(range(11))]
+    assert told.statistics[-1] == "userAcceleration log-ratio"
+    assert len(DeviceStatistics(1).of("a", windows(1)).statistics) == len(STATISTICS)
 
 
 def test_no_more_devices_are_shown_than_asked_for():

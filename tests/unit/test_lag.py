@@ -131,6 +131,13 @@ def test_nothing_is_promised_where_the_lag_grows():
     assert (found.catch_up_s, found.trend) == (None, "growing")
 
 
+def test_the_trend_is_of_the_time_behind_where_it_is_known():
+    """A hundred records more may be a minute less."""
+    times = {(TOPIC, 0, 0): 0.0, (TOPIC, 0, 100): 900.0}
+    found = last([look(1000, 0, 1000), look(1010, 100, 2000)], times=times)
+    assert (found.seconds, found.trend) == (110, "falling")
+
+
 def test_records_that_expired_unread_are_told():
     """Retention has passed the group by: those readings are lost to it."""
     assert last([look(0, 100, 500, start=150)]).expired == 50

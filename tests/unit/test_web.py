@@ -8,10 +8,8 @@ from pydantic import SecretStr
 
 from schemas.errors import UserError
 from schemas.settings import Settings
-from workers import views
 from workers.health import Health
 from workers.history import History
-from workers.processes import ProcessSeen
 from workers.seen import Seen
 from workers.web import Page, check
 
@@ -174,23 +172,3 @@ def test_the_page_is_light(ask):
         total += int(headers["Content-Length"])
     assert total < 200_000
     print(f"the page weighs {total} bytes")
-
-
-def test_the_link_to_mlflow_is_one_that_a_browser_can_follow():
-    """Under compose our processes know MLflow by a name that means nothing outside."""
-    inside = Settings(_env_file=None, mlflow_tracking_uri="http://mlflow:5000")
-    assert views.topology(inside)["mlflow"] == "http://mlflow:5000"
-    outside = inside.model_copy(update={"mlflow_public_url": "http://localhost:5000"})
-    assert views.topology(outside)["mlflow"] == "http://localhost:5000"
-
-
-@pytest.mark.parametrize(
-    ("doing", "level"),
-    [("training", "busy"), ("cooldown", "good"), ("cooldown, 2 drifts wait", "busy"), ("idle", "good")],
-)
-def test_a_worker_that_rests_is_no_work_going_on(doing, level):
-    """What a person reads first must not send him looking for work that nobody does."""
-    seen = Seen()
-    seen.kafka.trouble = None
-    seen.processes = [ProcessSeen(name="retrain", address="", live=True, ready=True, doing=doing)]
-    assert views.in_words(seen, Settings(_env_file=None), 1.8e9)[0]["level"] == level

@@ -39,7 +39,7 @@ function device(found, page) {
     found.ends.length === 0 ? h("p", { cls: "empty" }, "Its statistics are not shown: the agent shows those of a bounded number of devices.") : h("section", { cls: "card" },
       h("h2", null, "What the detector sees"),
       h("p", { cls: "legend" }, present.map((each) => h("span", null, h("i", { cls: `swatch a-${each}` }), page.topology.activities[each] ?? each)),
-        h("span", null, "▏ change point, with the means before and after it")),
+        h("span", null, "▏ when it changed, with the means before and after in the activity that is told; ┊ when that was told")),
       order(found).map(({ name, effect }) => h("div", { "data-key": `${found.device} ${name}` },
         h("h3", null, title(name), " ", effect > 0 && pill(`moved by ${effect.toFixed(1)} σ`, "warn")),
         h("div", { cls: "plot device-plot", "data-keep": true, "data-name": name, role: "img", "aria-label": `${title(name)} of ${found.device} over time` })))),
@@ -48,7 +48,7 @@ function device(found, page) {
 
 function title(name) {
   const [feature, kind] = name.split(" ");
-  return { mean: `level of ${feature} (g)`, "log-sd": `strength of ${feature} (log)`, "rate-log-sd": `speed of ${feature} (log)` }[kind] ?? name;
+  return { mean: `level of ${feature} (g)`, "log-sd": `strength of ${feature} (log)`, "rate-log-sd": `speed of ${feature} (log)`, "log-ratio": `strength of ${feature} against rotation (log)` }[kind] ?? name;
 }
 
 function drawn() {
@@ -104,13 +104,13 @@ function faults(u) {
   const { top, left, width } = u.bbox, { ctx } = u;
   ctx.save();
   ctx.fillStyle = colour("--bad");
-  let begun = null;
-  const draw = (from, to) => { const a = Math.max(left, u.valToPos(from, "x", true)), b = Math.min(left + width, u.valToPos(to, "x", true)); ctx.fillRect(a, top, Math.max(3, b - a), 5 * devicePixelRatio); };
+  const begun = new Map(), draw = (from, to) => { const a = Math.max(left, u.valToPos(from, "x", true)), b = Math.min(left + width, u.valToPos(to, "x", true)); ctx.fillRect(a, top, Math.max(3, b - a), 5 * devicePixelRatio); };
   for (const { data } of shown.faults) {
-    if (!data.ended) begun ??= data.ts;
-    else if (begun !== null) { draw(begun, data.ts); begun = null; }
+    const key = `${data.channel} ${data.fault}`;
+    if (!data.ended) { if (!begun.has(key)) begun.set(key, data.ts); }
+    else if (begun.has(key)) { draw(begun.get(key), data.ts); begun.delete(key); }
   }
-  if (begun !== null) draw(begun, shown.ends.at(-1));
+  for (const from of begun.values()) draw(from, shown.ends.at(-1));
   ctx.restore();
 }
 

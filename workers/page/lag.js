@@ -9,11 +9,12 @@ const COLUMNS = [
   ["committed", "committed", (p) => (p.committed === null && p.end !== null ? "none yet" : number(p.committed)), true, (p) => p.committed ?? -1],
   ["end", "end", (p) => number(p.end), true, (p) => p.end ?? -1],
   ["lag", "lag", (p) => (p.committed !== null || p.end === null ? number(p.lag) : p.backlog === null ? "–" : `(${number(p.backlog)} there)`), true, (p) => p.lag ?? p.backlog ?? -1],
-  ["seconds", "behind", (p) => (p.committed === null ? "–" : span(p.seconds)), true, (p) => p.seconds ?? -1],
+  ["seconds", "behind", (p) => (p.committed === null ? "–" : `${span(p.seconds)}${TRENDS[p.trend] ?? ""}`), true, (p) => p.seconds ?? -1],
   ["rate_in", "in", (p) => rate(p.rate_in), true], ["rate_out", "out", (p) => rate(p.rate_out), true],
   ["catch_up_s", "caught up in", (p) => (p.lag === null ? "–" : p.waiting === 0 ? "" : p.catch_up_s === null ? "not at this rate" : span(p.catch_up_s)), true, (p) => p.catch_up_s ?? Infinity],
   ["owner", "read by", (p) => p.owner ?? "nobody"], ["verdict", "verdict", null, false, (p) => p.verdict],
 ];
+const TRENDS = { growing: " ↑", falling: " ↓" };
 let history = null, asked = "", askedAt = 0;
 
 export const lag = { draw, drawn, leave };
@@ -41,7 +42,7 @@ async function draw(page) {
     h("div", { cls: "grid" }, groups.slice(0, 60).map((each) => h("section", { cls: "card", "data-key": each.group },
       h("div", { cls: "row" }, h("h2", null, h("a", { href: `/lag?group=${encodeURIComponent(each.group)}`, "aria-current": each === chosen ? "true" : null }, each.group)), h("span", { cls: "push" }, pill(each.verdict))),
       h("div", { cls: "figures" },
-        figure("lag", each.uncommitted === each.partitions ? "none yet" : number(each.lag), each.uncommitted ? `${number(each.backlog)} there, not begun` : "records"),
+        figure("lag", each.uncommitted === each.partitions ? "none yet" : number(each.lag), each.uncommitted && each.backlog ? `${number(each.backlog)} more where it has not begun` : "records"),
         figure("behind", each.uncommitted === each.partitions ? "–" : span(each.seconds), !each.waiting || (each.stuck && each.verdict === "ok") ? "" : each.stuck ? "not catching up" : `caught up in ${span(each.catch_up_s)}`),
         figure("members", number(each.members), each.members === 0 ? "nobody reads" : "")),
       h("p", { cls: "soft small" }, each.why, each.expired ? `; ${number(each.expired)} records expired unread` : "")))),
@@ -54,6 +55,9 @@ async function draw(page) {
     h("section", { cls: "card" }, h("h2", null, `Partitions of ${chosen.group}`), table(page, found.partitions.filter((each) => each.group === chosen.group), to)),
   ];
 }
+
+// A line needs two points: of a group that has just been seen for the first time there is one.
+const few = (u, series) => u.data[series].filter((each) => each !== null).length < 3;
 
 const figure = (name, value, note) => h("div", { cls: "figure" }, h("span", { cls: "soft small" }, name), h("b", null, value), h("span", { cls: "soft small" }, note));
 
@@ -87,14 +91,14 @@ function drawn(page) {
   plot(place, "lag", group, () => ({
     scales: { x: { range }, y: { range: (u, low, high) => [0, Math.max(1, (high ?? 0) * 1.08)] }, s: { range: (u, low, high) => [0, Math.max(1, (high ?? 0) * 1.08)] } },
     axes: [...axes("records behind"), { ...axes("seconds behind")[1], scale: "s", side: 1, grid: { show: false } }],
-    series: [{ value: "{HH}:{mm}:{ss}" }, { label: "records behind", stroke: colour("--accent"), width: 2, fill: colour("--accent-bg"), points: { show: false } },
-      { label: "seconds behind", scale: "s", stroke: colour("--warn"), width: 1.6, dash: [6, 4], points: { show: false } }],
+    series: [{ value: "{HH}:{mm}:{ss}" }, { label: "records behind", stroke: colour("--accent"), width: 2, fill: colour("--accent-bg"), points: { show: few } },
+      { label: "seconds behind", scale: "s", stroke: colour("--warn"), width: 1.6, dash: [6, 4], points: { show: few } }],
   }), joined([`lag|${group}`, `seconds|${group}`]), 260);
   const topics = page.group.topics;
   plot(rates, "rates", `${group} ${topics}`, () => ({
     scales: { x: { range }, y: { range: (u, low, high) => [0, Math.max(1, (high ?? 0) * 1.08)] } }, axes: axes("records a second"),
-    series: [{ value: "{HH}:{mm}:{ss}" }, { label: "read", stroke: colour("--good"), width: 2, points: { show: false } },
-      ...topics.map((topic) => ({ label: `written to ${topic}`, stroke: colour("--soft"), width: 1.6, dash: [6, 4], points: { show: false } }))],
+    series: [{ value: "{HH}:{mm}:{ss}" }, { label: "read", stroke: colour("--good"), width: 2, points: { show: few } },
+      ...topics.map((topic) => ({ label: `written to ${topic}`, stroke: colour("--soft"), width: 1.6, dash: [6, 4], points: { show: few } }))],
   }), joined([`out|${group}`, ...topics.map((topic) => `in|${topic}`)]), 170);
 }
 
