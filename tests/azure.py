@@ -40,6 +40,22 @@ FAULTS = ("429", "409", "500", "hang", "lost", "failed", "half")
 
 # -- the published shapes ----------------------------------------------------------------------------
 
+# Where the API takes one of a few words, which the SDK's own models do not check: class and field of the model.
+ONE_OF = {
+    ("ContainerGroup", "os_type"): {"Linux", "Windows"},
+    ("ContainerGroup", "restart_policy"): {"Always", "OnFailure", "Never"},
+    ("ContainerGroup", "sku"): {"NotSpecified", "Standard", "Dedicated", "Confidential"},
+    ("ContainerGroup", "priority"): {"Regular", "Spot"},
+    ("ContainerGroupIdentity", "type"): {"SystemAssigned", "UserAssigned", "SystemAssigned, UserAssigned", "None"},
+    ("IpAddress", "type"): {"Public", "Private"},
+    ("IpAddress", "auto_generated_domain_name_label_scope"): {
+        "Unsecure", "TenantReuse", "SubscriptionReuse", "ResourceGroupReuse", "Noreuse",
+    },
+    ("Port", "protocol"): {"TCP", "UDP"},
+    ("ContainerPort", "protocol"): {"TCP", "UDP"},
+    ("ContainerHttpGet", "scheme"): {"http", "https"},
+}  # fmt: skip
+
 
 def wrong_with(body: Any) -> list[str]:
     """What a container group's body has that API 2023-05-01 does not know, or lacks that it requires."""
@@ -68,6 +84,8 @@ def _check(cls: Any, body: Any, where: str, found: list[str], models: Any) -> No
                 found.append(f"{place}: required")
         elif rule.get("readonly"):
             found.append(f"{place}: read-only")
+        elif value not in ONE_OF.get((cls.__name__, name), (value,)):
+            found.append(f"{place}: {value} is none of {', '.join(sorted(ONE_OF[cls.__name__, name]))}")
         else:
             _check_value(attribute["type"], value, place, found, models)
     nested = {

@@ -126,6 +126,7 @@ class Controller:
         self.running: State | None = None
         self.faults: dict[tuple[str, str, str], tuple[float, float | None]] = {}  # event time of begin and end
         self.deployed: list[Envelope] = []  # of ModelDeployed, oldest first
+        self.roots: dict[str, str] = {}  # of ModelRegistered, by id
         self.judged: set[str] = set()  # deployments with a verdict
         self.drifted: list[tuple[str, int, int]] = []  # device, partition, offset of each change
         self._drifts: dict[str, Envelope] = {}  # seen, and neither waiting nor settled
@@ -172,6 +173,7 @@ class Controller:
             return
         first = not self.registered
         self.registered.append(event)
+        self.roots[told.id] = told.root
         self._settle(event.caused_by)
         if first:  # which is no retraining
             self.begun = told.time.timestamp()
@@ -287,10 +289,15 @@ class Controller:
         return Train(lead, joining, self.answered.get(lead, 0), since=self.waiting[lead].wait.since)
 
     def unproved(self) -> tuple[Envelope, bool] | None:
-        """A deployment after a drift that has no verdict yet, and whether it still serves."""
+        """A deployment of what was trained, for a drift or by hand, without a verdict yet; and whether it still serves.
+        What was promoted by hand is a person's choice: that has a chain of its own.
+        """
         for told in self.deployed:
             event = told.event
-            if isinstance(event, ModelDeployed) and event.reason == "drift" and told.id not in self.judged:
+            if not isinstance(event, ModelDeployed) or told.id in self.judged:
+                continue
+            trained = event.reason == "manual" and self.roots.get(event.caused_by) == told.root
+            if event.reason == "drift" or trained:
                 return told, told is self.deployed[-1]
         return None
 

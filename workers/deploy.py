@@ -237,7 +237,9 @@ class Deployer:
             log.warning("deploy.refused", version=event.version, reject_class=reject.reject_class, reason=reject.reason)
             about: About = "promote" if by_hand else "deploy"
             return [self._decision(cause, "refused", reject.reject_class, reject.reason, about=about)]
-        reason: DeployReason = "drift" if event.caused_by and not by_hand else "manual"
+        # A request begins the chain of what it leads to, a drift's begins with its episode.
+        asked = by_hand or not event.caused_by or registered.root in event.caused_by
+        reason: DeployReason = "manual" if asked else "drift"
         if self.serving is None:
             reason = "first"
         return self._current(cause, registered, deployment, took, reason, event_id("deployed", cause.id))

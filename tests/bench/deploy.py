@@ -111,7 +111,7 @@ def measure(folder: Path, name: str, swaps: int, rate: float, idle: float) -> Me
         for each in target.list("bench"):
             target.delete(each)
         orders.send(None)
-        image = {} if name == "process" else image_seconds(place.engine)
+        image = dict.fromkeys(("image_build_s", "image_push_s")) if name == "process" else image_seconds(place.engine)
         place.leave()
     for row, begun_at, ended_at in zip(rows, marks, [*marks[1:], ended], strict=True):
         row["p99_ms"] = float(np.percentile([ms for when, ms, _ in asked if begun_at <= when < ended_at], 99))

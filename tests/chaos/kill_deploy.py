@@ -17,8 +17,10 @@ from typing import Any
 
 from deploy.process import free_port
 from schemas.failpoints import EXIT_CODE, VARIABLE
+from tests import engine as engines
 from tests.bench.report import Measurement, parser, show
 from tests.chaos.rollouts import Client, announce, deployed, engine_and_registry, world
+from tests.demo_azure import azure
 from tests.integration import worker_processes as workers
 from workers.targets import make_target
 
@@ -36,6 +38,8 @@ def measure(
         if target == "docker":
             _, fields, environment = left.enter_context(engine_and_registry(folder))
             os.environ |= environment
+        elif target == "aci-fake":
+            os.environ |= azure(left, folder, left.enter_context(engines.engine()))
         fields |= {"router_port": free_port(), "bake_seconds": 0}
         settings = left.enter_context(world(folder, addresses, **fields))
         log = folder / "deploy.log"
@@ -93,11 +97,14 @@ def measure(
 def main() -> None:
     """Kill, judge, print."""
     arguments = parser(__doc__)
-    arguments.add_argument("--target", choices=["process", "docker"], default="process")
+    arguments.add_argument("--target", choices=["process", "docker", "aci-fake"], default="process")
     arguments.add_argument("--kills", type=int, default=5, help="at each point")
     arguments.add_argument("--points", help="comma-separated; all of the target's")
     given = arguments.parse_args()
-    points = [*(IMAGE_POINTS if given.target == "docker" else ()), *POINTS]
+    points = [
+        *(IMAGE_POINTS[-1:] if given.target == "aci-fake" else IMAGE_POINTS if given.target == "docker" else ()),
+        *POINTS,
+    ]
     points = given.points.split(",") if given.points else points
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running
     with tempfile.TemporaryDirectory() as folder:

@@ -24,7 +24,7 @@ from schemas.envelope import envelope
 from schemas.events import DecisionMade, ModelRegistered, Position
 from schemas.failpoints import VARIABLE
 from schemas.settings import Settings
-from schemas.topology import DECISIONS, DRIFT, MODEL_REGISTERED
+from schemas.topology import DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTERED
 from streams.inject import apply, parse_drift
 from streams.producer import produce
 from streams.replay import end_ranges
@@ -150,6 +150,7 @@ def measure(folder: Path, kills: int, seed: int, minutes: float) -> Measurement:
         "unanswered": len(set(ids) - answered(found)),
         "versions": len(registered),
         "versions_never_announced": len(made) - len(registered),
+        "live_deployments": len(workers.events(base, DEPLOYED)),  # nobody deploys here
         "orphans": orphans,
         "worst_answer_s": max(row["answered_s"] for row in rows),
     }

@@ -1,4 +1,4 @@
-"""The same loop with the model in a container group: `make demo TARGET=aci-fake`."""
+"""The same loop with the model in a container, and in a container group: `make demo TARGET=docker|aci-fake`."""
 
 import json
 import os
@@ -11,12 +11,13 @@ from tests import engine as engines
 
 
 @pytest.mark.timeout(900)
-def test_the_loop_closes_on_a_fake_azure(needs, tmp_path):
+@pytest.mark.parametrize("target", [["--target", "docker"], []], ids=["docker", "aci-fake"])
+def test_the_loop_closes_in_containers(needs, tmp_path, target):
     """Images, registry login, container groups and the switch between them, driven by events alone."""
     needs(not engines.lacking(), engines.lacking())
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("DRIFTLOOP_", "MLFLOW_"))}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.demo_azure", "--json"],
+        [sys.executable, "-m", "tests.demo_azure", *target, "--json"],
         env=clean | {"DRIFTLOOP_HOME": str(tmp_path / "home")},
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,

@@ -73,6 +73,14 @@ def test_the_fake_refuses_what_the_api_does_not_know():
     assert sorted(fake.wrong_with(wrong)) == [".id: read-only", ".properties.restartPolicies: unknown"]
     ports = {**good, "properties": {**good["properties"], "ipAddress": {"type": "Public", "ports": [{"port": "80"}]}}}
     assert fake.wrong_with(ports) == [".properties.ipAddress.ports[0].port: int is needed"]
+    misspelt = {
+        **good,
+        "properties": {**good["properties"], "osType": "Linuxx", "ipAddress": {"type": "Publik", "ports": []}},
+    }
+    assert [each.split(" ")[0] for each in fake.wrong_with(misspelt)] == [
+        ".properties.ipAddress.type:",
+        ".properties.osType:",
+    ]
 
 
 def test_an_unchanged_group_is_never_sent_again(azure, spec):

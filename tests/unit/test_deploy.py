@@ -267,6 +267,13 @@ def test_a_hand_can_promote_an_older_version(baking):
     assert baking.put == ["3"]
 
 
+@pytest.mark.parametrize(("root", "reason"), [("an episode", "drift"), ("drift", "manual")])
+def test_a_training_that_somebody_asked_for_is_told_as_theirs(baking, root, reason):
+    """`driftloop retrain --now`: the request that it names as its cause began the chain; a drift did not."""
+    outputs = finished(baking.start(dataclasses.replace(registered("8"), root=root)))
+    assert outputs[0][1].reason == reason
+
+
 @pytest.mark.parametrize(("version", "reason"), [("9", "unknown-version"), ("7", "serves-already")])
 def test_what_cannot_be_promoted_is_said(baking, version, reason):
     baking.registered = {"7": registered("7")}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from schemas.envelope import envelope
 from schemas.events import DecisionMade, ModelDeployed, Smoke
 from tests.unit.controlling import drift, learned, told
 from workers.controller import Controller, Policy
@@ -83,6 +84,16 @@ def test_only_a_deployment_after_a_drift_wants_a_verdict_and_only_one():
     )
     controller.see(told(said, "v"))
     assert controller.unproved()[0].id == "d3"
+
+
+@pytest.mark.parametrize(("root", "wants"), [("asked", True), ("another request", False)])
+def test_what_was_trained_by_hand_wants_a_verdict_and_what_was_promoted_by_hand_does_not(root, wants):
+    """Whoever asked for a training wants to know whether it helped."""
+    controller = Controller("activity", Policy())
+    controller.see(envelope(learned("1", 0, 400), id="r1", source="s", subject="", time=0))
+    controller.see(envelope(learned("2", 400, 700), id="r", source="s", subject="", time=1, root="asked"))
+    controller.see(envelope(deployment("2", "manual"), id="d2", source="s", subject="", time=2, root=root))
+    assert (controller.unproved() is not None) == wants
 
 
 def test_drifts_count_as_come_again_only_behind_what_was_learned():

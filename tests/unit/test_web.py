@@ -1,8 +1,10 @@
 """The page's guards: who may look, under which name, and what may be changed."""
 
 import asyncio
+import ssl
 
 import pytest
+import trustme
 from aiohttp.test_utils import TestClient, TestServer
 from pydantic import SecretStr
 
@@ -11,7 +13,7 @@ from schemas.settings import Settings
 from workers.health import Health
 from workers.history import History
 from workers.seen import Seen
-from workers.web import Page, check
+from workers.web import Page, check, tls
 
 TOKEN = "correct horse battery"
 
@@ -83,6 +85,30 @@ def test_the_token_opens_for_programs_and_for_browsers(ask):
     assert TOKEN not in cookie
     sent = {"Cookie": cookie.partition(";")[0]}
     assert ask("GET", "/api/overview", settings=SECRET, headers=sent)[0] == 200
+
+
+def test_with_tls_the_page_is_served_and_the_cookie_never_leaves_it(tmp_path):
+    """Beyond the loopback a token in the clear is everybody's."""
+    authority, cert, key = trustme.CA(), tmp_path / "cert.pem", tmp_path / "key.pem"
+    issued = authority.issue_cert("127.0.0.1")
+    cert.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
+    issued.private_key_pem.write_to_path(str(key))
+    settings = Settings(_env_file=None, home=tmp_path, monitor_tls_cert=cert, monitor_tls_key=key, **SECRET)
+    history, trusting = History(tmp_path / "h.sqlite", 1), ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    async def talk():
+        server = TestServer(Page(settings, Seen(), history, Health("monitor")).application(), scheme="https")
+        await server.start_server(ssl=tls(settings))
+        async with TestClient(server) as client:
+            return await client.post("/login", data={"token": TOKEN}, allow_redirects=False, ssl=trusting)
+
+    try:
+        reply = asyncio.run(talk())
+    finally:
+        history.close()
+    assert reply.status == 303
+    assert "Secure" in reply.headers["Set-Cookie"]
 
 
 @pytest.mark.parametrize("token", ["", "wrong", "nötig"])
