@@ -32,6 +32,7 @@ _GROUP_PARTITION: Final = ("consumergroup", "topic", "partition")
 
 # kafka_exporter's
 BROKERS: Final = Metric("kafka_brokers", "gauge", "brokers", "Brokers in the cluster.")
+BROKER_INFO: Final = Metric("kafka_broker_info", "gauge", "1", "A broker and its address.", ("id", "address"))
 TOPIC_PARTITIONS: Final = Metric("kafka_topic_partitions", "gauge", "partitions", "Partitions of a topic.", ("topic",))
 TOPIC_END: Final = Metric(
     "kafka_topic_partition_current_offset", "gauge", "offset", "End offset of a partition.", _PARTITION
@@ -41,6 +42,9 @@ TOPIC_START: Final = Metric(
 )
 TOPIC_LEADER: Final = Metric(
     "kafka_topic_partition_leader", "gauge", "broker", "Broker that leads a partition.", _PARTITION
+)
+TOPIC_LEADER_PREFERRED: Final = Metric(
+    "kafka_topic_partition_leader_is_preferred", "gauge", "0 or 1", "Whether its first replica leads it.", _PARTITION
 )
 TOPIC_REPLICAS: Final = Metric(
     "kafka_topic_partition_replicas", "gauge", "replicas", "Replicas of a partition.", _PARTITION

@@ -8,6 +8,8 @@ the drift, the same ones drifted, and the same drifted ones again after the rede
 from __future__ import annotations
 
 import json
+import os
+import select
 import shutil
 import signal
 import sys
@@ -45,6 +47,8 @@ BATCH: Final = 50
 DEADLINE_S: Final = 300.0
 RESTORED: Final = 0.05
 REQUEST_READINGS: Final = 1_000
+# So long the page stays for somebody at a terminal.
+LOOK_S: Final = 300.0
 _MIB: Final = 1024 * 1024
 _Found = TypeVar("_Found")
 
@@ -64,10 +68,16 @@ def run_demo(settings: Settings, *, data: Path | None, keep: bool, as_json: bool
     report = Report(drift=DRIFT, device=script.device, home=str(home))
     demo = _Demo(script, report, home, console)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the stack is stopped then, too
+    watched = not (keep or as_json or os.environ.get("CI")) and console.is_terminal and sys.stdin.isatty()
     try:
-        demo.run(bool(data))
-    except (Retry, UserError, httpx.HTTPError) as error:
-        report.failure = first_line(error)
+        try:
+            demo.run(bool(data))
+        except (Retry, UserError, httpx.HTTPError) as error:
+            report.failure = first_line(error)
+        if watched and report.page:  # somebody is there who may want to see what it came to
+            show(report, keep=False, console=console, waits=LOOK_S)
+            with suppress(KeyboardInterrupt):
+                select.select([sys.stdin], [], [], LOOK_S)
     finally:
         if not keep:
             console.print("stopping")
@@ -76,8 +86,8 @@ def run_demo(settings: Settings, *, data: Path | None, keep: bool, as_json: bool
                 targets.clear(demo.settings)
     if as_json:
         print(json.dumps(asdict(report)))  # noqa: T201  the facts that were asked for
-    else:
-        show(report, keep, console)
+    elif not (watched and report.page):
+        show(report, keep=keep, console=console)
     return 0 if report.closed else 1
 
 

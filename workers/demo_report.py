@@ -30,8 +30,8 @@ class Report:
     failure: str | None = None
 
 
-def show(report: Report, keep: bool, console: Console) -> None:
-    """Tables for a person, and where to look next."""
+def show(report: Report, *, keep: bool, console: Console, waits: float = 0) -> None:
+    """Tables for a person, and where to look next. keep: the stack stays up; waits: so many s, or until Enter."""
     console.print()
     if report.accuracy:
         table = Table("accuracy of the endpoint", "", "version", box=None, header_style="bold")
@@ -62,7 +62,13 @@ def show(report: Report, keep: bool, console: Console) -> None:
         console.print("[bold green]The loop closed.[/] A drift was seen, a better model trained, and it is in service.")
     else:
         console.print(f"[bold red]The loop did not close:[/] {report.failure}")
-    _say_where_to_look(report, keep, console)
+    if waits:
+        console.print(
+            f"\n[bold]See it at {report.page}[/]: what drifted, what was decided, which model serves now, and whether"
+        )
+        console.print(f"anything lags. The stack stops when you press Enter, or in {waits / 60:.0f} minutes.")
+    else:
+        _say_where_to_look(report, keep, console)
 
 
 def _say_where_to_look(report: Report, keep: bool, console: Console) -> None:

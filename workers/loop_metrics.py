@@ -46,11 +46,14 @@ def _of_cluster(table: Table, kafka: Kafka) -> None:
     if look is None:
         return
     _put(table, m.BROKERS, len(look.brokers))
+    for id, address in look.brokers.items():
+        _put(table, m.BROKER_INFO, 1, str(id), address)
     _put(table, m.LOOK_SECONDS, kafka.seconds)
     for (topic, number), seen in look.partitions.items():
         place = (topic, str(number))
         _add(table, m.TOPIC_PARTITIONS, 1, topic)
         _put(table, m.TOPIC_LEADER, seen.leader, *place)
+        _put(table, m.TOPIC_LEADER_PREFERRED, float(seen.replicas[:1] == (seen.leader,)), *place)
         _put(table, m.TOPIC_REPLICAS, len(seen.replicas), *place)
         _put(table, m.TOPIC_IN_SYNC, len(seen.in_sync), *place)
         _put(table, m.TOPIC_UNDER_REPLICATED, float(len(seen.in_sync) < len(seen.replicas)), *place)
