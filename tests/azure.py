@@ -28,6 +28,7 @@ GROUP = "driftloop-tests"
 LOCATION = "westeurope"
 API = "2023-05-01"
 IDENTITY_API = "2023-01-31"
+PERMISSIONS_API = "2022-04-01"
 AAD_TOKEN = "canary-of-azure-ad"
 _IDENTITY = (
     f"/subscriptions/{SUBSCRIPTION}/resourceGroups/{GROUP}"
@@ -213,6 +214,7 @@ class Arm:
     """The container groups. faults: what happens to the requests to come, in order; then all goes well.
 
     puts, early, refused: names that were put, requests before a Retry-After was over, what the API does not know.
+    permissions: what whoever asks may do besides reading.
     """
 
     runs: Any = field(default_factory=Pretended)
@@ -223,6 +225,12 @@ class Arm:
     puts: list[str] = field(default_factory=list)
     early: int = 0
     refused: list[str] = field(default_factory=list)
+    permissions: list[dict[str, list[str]]] = field(
+        default_factory=lambda: [
+            {"actions": ["Microsoft.ContainerInstance/*"], "notActions": []},
+            {"actions": ["Microsoft.ManagedIdentity/userAssignedIdentities/*/assign/action"], "notActions": []},
+        ]
+    )
     most: int = 0
     not_before: float = 0.0
 
@@ -237,6 +245,7 @@ class Arm:
         usages = f"/subscriptions/{SUBSCRIPTION}/providers/Microsoft.ContainerInstance/locations/{LOCATION}/usages"
         app.router.add_get(usages, self._usages)
         app.router.add_get(_IDENTITY, self._identity)
+        app.router.add_get("/{scope:.+}/providers/Microsoft.Authorization/permissions", self._permissions)
         return app
 
     @web.middleware
@@ -262,6 +271,8 @@ class Arm:
                 return _cut_off(request)
         request[_FAULT] = fault
         version = IDENTITY_API if request.path == _IDENTITY else API
+        if request.path.endswith("/Microsoft.Authorization/permissions"):
+            version = PERMISSIONS_API
         if request.path not in ("/operations",) and request.query.get("api-version") != version:
             return _error(400, "InvalidApiVersionParameter", str(request.query.get("api-version")))
         return await handler(request)
@@ -283,6 +294,10 @@ class Arm:
 
     async def _identity(self, _: web.Request) -> web.Response:
         return web.json_response({"id": _IDENTITY, "type": "Microsoft.ManagedIdentity/userAssignedIdentities"})
+
+    async def _permissions(self, _: web.Request) -> web.Response:
+        """Of whoever asks: roles at that scope and above, added up."""
+        return web.json_response({"value": [{"actions": ["*/read"], "notActions": []}, *self.permissions]})
 
     async def _put(self, request: web.Request) -> web.Response:
         name, body = request.match_info["name"], await request.json()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from azure.core.credentials import TokenCredential
 
 _IDENTITY_API: Final = "2023-01-31"  # of Microsoft.ManagedIdentity
+_PERMISSIONS_API: Final = "2022-04-01"  # of Microsoft.Authorization
+_ON_GROUP: Final = tuple(f"Microsoft.ContainerInstance/containerGroups/{verb}" for verb in ("read", "write", "delete"))
+_ON_IDENTITY: Final = ("Microsoft.ManagedIdentity/userAssignedIdentities/assign/action",)
+_GROUP_ROLE: Final = "the role Azure Container Instances Contributor Role on the resource group is needed"
+_UNTOLD: Final = "; what we may do there Azure does not tell"
+_IDENTITY_ROLE: Final = "the role Managed Identity Operator on it is needed"
 _MEND_AZURE = "`az login`, a managed identity or AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET"
 
 
@@ -73,12 +80,13 @@ def _registry(settings: Settings) -> Finding:
         inside = image is not None and image.startswith(settings.image_repository or "")
         reference = (image or "").partition("@")[2] or (image or "").rpartition(":")[2]
         runtime = found.find(reference if inside else "latest")
+        found.try_push()
     except (Retry, UserError) as error:
         mend = "check DRIFTLOOP_REGISTRY_*; on ACR the role AcrPush is needed"
         return Finding("registry", False, f"{error}; {mend}")
     if inside and runtime is None:
         return Finding("registry", False, f"{image} is not there; `driftloop runtime-image` pushes it")
-    return Finding("registry", True, f"{settings.image_repository} lets us in")
+    return Finding("registry", True, f"{settings.image_repository} takes what we push")
 
 
 def _azure(settings: Settings) -> Iterator[Finding]:
@@ -114,7 +122,7 @@ def _azure(settings: Settings) -> Iterator[Finding]:
     except HttpResponseError as error:
         mend = "`az group create`, or check AZURE_SUBSCRIPTION_ID and DRIFTLOOP_ACI_RESOURCE_GROUP"
         if error.status_code in (401, 403):
-            mend = "the role Azure Container Instances Contributor Role on the resource group is needed"
+            mend = _GROUP_ROLE
         elif error.error is not None and error.error.code == "MissingSubscriptionRegistration":
             mend = "`az provider register --namespace Microsoft.ContainerInstance`"
         yield Finding("resource group", False, f"{group}: {' '.join(str(error).split())[:200]}; {mend}")
@@ -122,25 +130,32 @@ def _azure(settings: Settings) -> Iterator[Finding]:
     except AzureError as error:
         yield Finding("resource group", False, f"{endpoint} does not answer: {' '.join(str(error).split())[:200]}")
         return
-    yield Finding("resource group", True, f"{group}, {count} container groups")
+    scope = f"subscriptions/{settings.aci_subscription}/resourceGroups/{group}"
+    lacking = _lacking(settings, credential, scope, _ON_GROUP)
+    if lacking:
+        yield Finding("resource group", False, f"{group}: we lack {lacking}; {_GROUP_ROLE}")
+        return
+    yield Finding("resource group", True, f"{group}, {count} container groups{_UNTOLD if lacking is None else ''}")
+    yield _region(settings, client)
+    yield _pull_identity(settings, credential)
+
+
+def _region(settings: Settings, client: Any) -> Finding:
+    """Whether there is room for a switch."""
+    from azure.core.exceptions import AzureError
+
+    where = settings.aci_location
     try:
         usage = next(
-            (
-                each
-                for each in client.location.list_usage(settings.aci_location)
-                if each.name and each.name.value == "ContainerGroups"
-            ),
+            (each for each in client.location.list_usage(where) if each.name and each.name.value == "ContainerGroups"),
             None,
         )
     except AzureError as error:
-        yield Finding("region", False, f"{settings.aci_location}: {' '.join(str(error).split())[:200]}")
-        return
+        return Finding("region", False, f"{where}: {' '.join(str(error).split())[:200]}")
     if usage is not None and usage.limit is not None and (usage.current_value or 0) + 2 > usage.limit:
         said = f"{usage.current_value} of {usage.limit} container groups are in use, two more are needed for a switch"
-        yield Finding("region", False, f"{settings.aci_location}: {said}; ask Azure for a higher quota")
-        return
-    yield Finding("region", True, settings.aci_location)
-    yield _pull_identity(settings, credential)
+        return Finding("region", False, f"{where}: {said}; ask Azure for a higher quota")
+    return Finding("region", True, where)
 
 
 def _pull_identity(settings: Settings, credential: TokenCredential) -> Finding:
@@ -151,22 +166,49 @@ def _pull_identity(settings: Settings, credential: TokenCredential) -> Finding:
             return Finding(what, True, "the registry's own login")
         mend = "set DRIFTLOOP_ACI_IDENTITY to a user-assigned identity with the role AcrPull"
         return Finding(what, False, f"container groups could not pull from the registry; {mend}")
-    endpoint = settings.azure_endpoint.rstrip("/")
-    token = credential.get_token(f"{endpoint}/.default").token
-    verify = True if settings.azure_ca is None else ssl.create_default_context(cafile=str(settings.azure_ca))
     try:
-        reply = httpx.get(
-            f"{endpoint}/{identity.strip('/')}",
-            params={"api-version": _IDENTITY_API},
-            headers={"Authorization": f"Bearer {token}"},
-            verify=verify,
-            timeout=20,
-        )
+        reply = _ask(settings, credential, identity.strip("/"), _IDENTITY_API)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return Finding(what, False, f"{endpoint} does not answer: {error}")
+        return Finding(what, False, f"{settings.azure_endpoint} does not answer: {error}")
     if reply.status_code in (401, 403):
-        return Finding(what, False, f"{identity}: the role Managed Identity Operator on it is needed")
+        return Finding(what, False, f"{identity}: {_IDENTITY_ROLE}")
     if not reply.is_success:
         mend = "`az identity create`, and check DRIFTLOOP_ACI_IDENTITY: `az identity show --query id`"
         return Finding(what, False, f"{identity}: Azure answers {reply.status_code}; {mend}")
-    return Finding(what, True, f"{identity}; it needs the role AcrPull on the registry")
+    lacking = _lacking(settings, credential, identity.strip("/"), _ON_IDENTITY)
+    if lacking:
+        return Finding(what, False, f"{identity}: we lack {lacking}; {_IDENTITY_ROLE}")
+    untold = _UNTOLD if lacking is None else ""
+    return Finding(what, True, f"{identity}; it needs the role AcrPull on the registry{untold}")
+
+
+def _ask(settings: Settings, credential: TokenCredential, path: str, version: str) -> httpx.Response:
+    """What Azure Resource Manager says of a resource. Raises httpx's errors."""
+    endpoint = settings.azure_endpoint.rstrip("/")
+    return httpx.get(
+        f"{endpoint}/{path}",
+        params={"api-version": version},
+        headers={"Authorization": f"Bearer {credential.get_token(f'{endpoint}/.default').token}"},
+        verify=True if settings.azure_ca is None else ssl.create_default_context(cafile=str(settings.azure_ca)),
+        timeout=20,
+    )
+
+
+def _lacking(settings: Settings, credential: TokenCredential, scope: str, wanted: tuple[str, ...]) -> str | None:
+    """The actions that we may not do there, "" if none; None where Azure does not tell.
+
+    An action is granted by an entry that has it among its actions and not among its notActions, `*` for anything; the
+    role Managed Identity Operator writes a `*` where a name would stand, which actions do not have.
+    """
+    try:
+        reply = _ask(settings, credential, f"{scope}/providers/Microsoft.Authorization/permissions", _PERMISSIONS_API)
+        entries = reply.raise_for_status().json()["value"]
+        rules = [(each.get("actions") or [], each.get("notActions") or []) for each in entries]
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+    def among(action: str, patterns: list[str]) -> bool:
+        return any(fnmatchcase(action.lower(), str(pattern).lower().replace("/*/", "/*")) for pattern in patterns)
+
+    granted = {each for each in wanted for good, bad in rules if among(each, good) and not among(each, bad)}
+    return ", ".join(each for each in wanted if each not in granted)

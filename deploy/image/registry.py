@@ -6,6 +6,7 @@ azure-containerregistry speaks the distribution API that every registry has, so 
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,6 +107,11 @@ class Registry:
         except ResourceNotFoundError:
             return None
         return Found(got.digest, manifest, got.media_type, json.loads(content))
+
+    def try_push(self) -> None:
+        """Puts there what every registry knows, an empty JSON object; it belongs to no image. Raises Retry."""
+        with self.client() as client:
+            client.upload_blob(self.name, io.BytesIO(b"{}"))
 
     def delete(self, digest: str) -> None:
         """Takes an image away; one that is gone already, or that may not be deleted, is passed over. Raises Retry."""

@@ -200,6 +200,23 @@ def test_the_doctor_says_how_to_mend_what_is_missing(azure, tmp_path, changes, w
     assert mend in each.detail
 
 
+@pytest.mark.parametrize(
+    ("kept", "what", "role"),
+    [
+        (["Microsoft.ManagedIdentity/*"], "resource group", "Container Instances Contributor"),
+        (["Microsoft.ContainerInstance/containerGroups/*"], "pull identity", "Managed Identity Operator"),
+    ],
+)
+def test_the_doctor_says_which_role_is_missing_although_everything_can_be_read(azure, tmp_path, kept, what, role):
+    """Reader passes every look; the first deployment would not."""
+    azure.arm.permissions = [{"actions": kept, "notActions": []}]
+    each = found(azure, tmp_path)[what]
+    assert not each.good
+    assert role in each.detail
+    azure.arm.permissions = [{"actions": ["*"], "notActions": ["Microsoft.Authorization/*/Write"]}]  # Contributor
+    assert found(azure, tmp_path)[what].good
+
+
 def test_the_doctor_says_when_nobody_vouches_for_us(azure, tmp_path, monkeypatch):
     monkeypatch.setenv("IDENTITY_HEADER", "wrong")
     each = found(azure, tmp_path)["Azure login"]
