@@ -106,6 +106,15 @@ class _Waiting:
     wait: _Wait
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A version: the id of its event, the drifts that it was made for, the rejections before it."""
+
+    id: str
+    drifts: tuple[Envelope, ...]
+    rejections: int
+
+
 class Controller:
     """What the topics say of one model's retrainings."""
 
@@ -127,10 +136,14 @@ class Controller:
         self.faults: dict[tuple[str, str, str], tuple[float, float | None]] = {}  # event time of begin and end
         self.deployed: list[Envelope] = []  # of ModelDeployed, oldest first
         self.roots: dict[str, str] = {}  # of ModelRegistered, by id
+        self.left: set[str] = set()  # versions that were refused or sent back
+        self.reopened: dict[str, int] = {}  # of each drift: how many of its versions failed
         self.judged: set[str] = set()  # deployments with a verdict
         self.drifted: list[tuple[str, int, int]] = []  # device, partition, offset of each change
         self._drifts: dict[str, Envelope] = {}  # seen, and neither waiting nor settled
         self._unseen: dict[str, _Wait] = {}  # drifts that wait and were not seen yet
+        self._made: dict[str, _Made] = {}  # by version
+        self._leads: dict[str, str] = {}  # of drifts that wait again: what names their next training
 
     # What the topics tell.
 
@@ -155,9 +168,12 @@ class Controller:
                 self._decided(told, event)
             case DecisionMade(about="verdict"):
                 self.judged |= set(event.concerns)
+                if event.outcome == "harmed":
+                    self._failed(told, {version_of(each) for each in self.deployed if each.id in event.concerns})
+            case DecisionMade(about="deploy", outcome="refused"):
+                self._failed(told, {name for name, made in self._made.items() if made.id in event.concerns})
             case ModelDeployed():
-                if all(each.id != told.id for each in self.deployed):
-                    self.deployed.append(told)
+                self._deployed(told, event)
             case _:
                 pass
 
@@ -173,6 +189,8 @@ class Controller:
             return
         first = not self.registered
         self.registered.append(event)
+        known = [self.waiting[id].envelope if id in self.waiting else self._drifts.get(id) for id in event.caused_by]
+        self._made[event.version] = _Made(told.id, tuple(each for each in known if each is not None), self.rejections)
         self.roots[told.id] = told.root
         self._settle(event.caused_by)
         if first:  # which is no retraining
@@ -181,6 +199,35 @@ class Controller:
             self.trainings.append(told.time.timestamp())
         self.rejections = 0
         self.unsure = 0
+
+    def _deployed(self, told: Envelope, event: ModelDeployed) -> None:
+        if any(each.id == told.id for each in self.deployed):
+            return
+        if event.reason == "rollback":
+            left = [each for each in self.deployed if version_of(each) == event.previous]
+            if left and left[-1].root == told.root:  # a person's request has a chain of its own
+                self._failed(told, {event.previous})
+        self.deployed.append(told)
+
+    def _failed(self, told: Envelope, versions: Iterable[str | None]) -> None:
+        """Versions were refused or sent back: what they were made for is not healed, and waits again, a few times."""
+        for version in versions:
+            made = self._made.get(version or "")
+            if version is None or made is None or version in self.left:
+                continue
+            self.left.add(version)
+            self.rejections = made.rejections + 1
+            for each in made.drifts:
+                self.reopened[each.id] = self.reopened.get(each.id, 0) + 1
+                if self.reopened[each.id] <= LOOKS:
+                    self.settled.discard(each.id)
+                    self._leads[each.id] = event_id("again", each.id, version)
+                    self.waiting[each.id] = _Waiting(each, _Wait(told.time.timestamp(), 0.0))
+
+    @property
+    def standing(self) -> list[ModelRegistered]:
+        """Versions that were neither refused nor sent back, oldest first."""
+        return [each for each in self.registered if each.version not in self.left]
 
     def _decided(self, told: Envelope, event: DecisionMade) -> None:
         for id in event.concerns:
@@ -280,13 +327,15 @@ class Controller:
                 detail = f"{self.uncertain[id]} trainings could not tell whether a new model is better"
                 return Decided("given-up", "uncertain", detail, (id,), attempt=self.answered[id])
         last = self.trainings[-1] if self.trainings else self.begun
-        if self.policy.mode == "periodic" and self.registered and now - last >= self.policy.period_s:
+        periodic = self.policy.mode == "periodic" and self.registered and not self.held
+        if periodic and now - last >= self.policy.period_s:
             return Train(event_id("periodic", self.model, self.registered[-1].version, len(self.trainings)), ())
         joining = self._joining(now)
         if not joining or self._blocked(now) is not None:
             return None
-        lead = joining[0].id
-        return Train(lead, joining, self.answered.get(lead, 0), since=self.waiting[lead].wait.since)
+        first = joining[0].id
+        lead = self._leads.get(first, first)
+        return Train(lead, joining, self.answered.get(first, 0), since=self.waiting[first].wait.since)
 
     def unproved(self) -> tuple[Envelope, bool] | None:
         """A deployment of what was trained, for a drift or by hand, without a verdict yet; and whether it still serves.
@@ -357,7 +406,7 @@ class Controller:
             detail = f"{channel} of {event.device} is not measuring ({kind}); a sensor's fault is mended, not learned"
             times = {"fault.begin": begin} | ({} if end is None else {"fault.end": end})
             return no("ignored", "quality", detail, "sensor-fault", **times)
-        covering = covered_by(event, self.registered)
+        covering = covered_by(event, self.standing)
         if covering is not None and self.policy.mode != "every-alarm":
             detail = f"version {covering.version} has learned from readings that came after this drift"
             return no("deferred", "covered", detail)
@@ -374,10 +423,10 @@ class Controller:
     def _blocked(self, now: float) -> tuple[str, str, dict[str, float]] | None:
         """Why no retraining may begin now, for the whole model: reason, detail, numbers."""
         policy = self.policy
-        if policy.mode == "every-alarm":
-            return None
         if self.held:
             return "hold", "somebody holds retrainings back; `driftloop retrain --release` lets them go on", {}
+        if policy.mode == "every-alarm":
+            return None
         today = [ts for ts in self.trainings if abs(now - ts) < DAY_S]
         if self.rejections >= policy.breaker_rejections and self._since_last(now) < policy.breaker_s:
             detail = (
@@ -400,6 +449,11 @@ class Controller:
     def _since_last(self, now: float) -> float:
         """Seconds since the last training; a clock that was set back must not lock us out, so distance counts."""
         return abs(now - self.trainings[-1]) if self.trainings else float("inf")
+
+
+def version_of(told: Envelope) -> str | None:
+    """Of a deployment."""
+    return told.event.version if isinstance(told.event, ModelDeployed) else None
 
 
 def covered_by(drift: DriftDetected, history: Sequence[ModelRegistered]) -> ModelRegistered | None:

@@ -98,11 +98,13 @@ def wanted_by(task: Task, settings: Settings) -> Wanted:
         if task.device is None or holds(window, task.device):
             for item in window.ranges:
                 ends[item.partition] = max(ends.get(item.partition, 0), item.end)
-    lows = {item.partition: item.start for item in end_ranges(settings)}
-    return Wanted(
-        None if task.device is None else (task.device,),
-        {partition: max(low, ends.get(partition, 0)) for partition, low in lows.items()},
-    )
+    since = {item.partition: _behind(ends.get(item.partition, 0), item) for item in end_ranges(settings)}
+    return Wanted(None if task.device is None else (task.device,), since)
+
+
+def _behind(end: int, there: OffsetRange) -> int:
+    """Where what has come behind an offset begins. An offset beyond the end was another topic's, made anew since."""
+    return there.start if end > there.end else max(there.start, end)
 
 
 def collect(wanted: Wanted, settings: Settings, say: Callable[[str], None], until: float | None = None) -> Replayed:
@@ -203,8 +205,11 @@ def past(window: TrainingWindow, previous: Sequence[TrainingWindow], settings: S
 
 def ranges_behind(window: TrainingWindow, settings: Settings) -> list[OffsetRange]:
     """What has come behind a training window, on its partitions. By offsets: clocks may be wrong, these are not."""
-    ends = {item.partition: item.end for item in end_ranges(settings, [item.partition for item in window.ranges])}
-    return [OffsetRange(item.partition, item.end, max(item.end, ends[item.partition])) for item in window.ranges]
+    there = {item.partition: item for item in end_ranges(settings, [item.partition for item in window.ranges])}
+    return [
+        OffsetRange(item.partition, _behind(item.end, there[item.partition]), there[item.partition].end)
+        for item in window.ranges
+    ]
 
 
 def unlearned_from(drift: DriftDetected, previous: Sequence[TrainingWindow]) -> int:
@@ -241,23 +246,32 @@ def devices_of(window: TrainingWindow) -> list[str] | None:
     return window.devices if window.device is None else [window.device]
 
 
-def piece_of(replayed: Replayed, settings: Settings) -> Piece:
+def piece_of(replayed: Replayed, settings: Settings, activities: int = MIN_ACTIVITIES) -> Piece:
     """The labelled windows of what was read, split; without those in which a channel did not measure.
 
-    Raises Decline `quality` if that leaves less than two activities: a sensor's fault is mended, not learned.
+    Raises Decline if less than so many activities are among them: `no-labels`, `one-activity`, or `quality` where that
+    is because of a sensor's fault, which is mended, not learned.
     """
     from workers.evaluation import split
     from workers.training import bouts_of
 
-    parts = {
-        name: windows.chosen((windows.labels != NO_LABEL) & ~(broken if broken is not None else faulty_of(windows)))
-        for name, windows in sorted(replayed.windows.items())
-        for broken in [replayed.broken.get(name)]
-    }
-    dropped = sum(map(len, replayed.windows.values())) - sum(map(len, parts.values()))
-    if len({label for part in parts.values() for label in part.labels.tolist()}) < MIN_ACTIVITIES:
-        detail = f"{dropped} windows have no label or lie in a span in which a channel did not measure"
-        raise Decline("not-trained", "quality", detail, dropped=dropped)
+    parts, kinds, dropped = {}, set(), 0
+    for name, windows in sorted(replayed.windows.items()):
+        labelled = windows.labels != NO_LABEL
+        broken = replayed.broken.get(name)
+        sound = labelled & ~(faulty_of(windows) if broken is None else broken)
+        parts[name] = windows.chosen(sound)
+        kinds |= set(windows.labels[labelled].tolist())
+        dropped += int(labelled.sum() - sound.sum())
+    left = {label for part in parts.values() for label in part.labels.tolist()}
+    if len(left) < activities:
+        if len(kinds) >= activities:
+            detail = f"{dropped} labelled windows lie in a span in which a channel did not measure"
+            raise Decline("not-trained", "quality", detail, dropped=dropped)
+        if kinds:
+            detail = f"all labelled windows show one activity ({ACTIVITIES[kinds.pop()]})"
+            raise Decline("not-trained", "one-activity", detail)
+        raise Decline("not-trained", "no-labels", "no window has a label")
     values = np.concatenate([part.values for part in parts.values()])
     labels = np.concatenate([part.labels for part in parts.values()])
     starts = np.concatenate([part.start for part in parts.values()])

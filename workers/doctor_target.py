@@ -170,12 +170,11 @@ def _pull_identity(settings: Settings, credential: TokenCredential) -> Finding:
         reply = _ask(settings, credential, identity.strip("/"), _IDENTITY_API)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return Finding(what, False, f"{settings.azure_endpoint} does not answer: {error}")
-    if reply.status_code in (401, 403):
-        return Finding(what, False, f"{identity}: {_IDENTITY_ROLE}")
-    if not reply.is_success:
+    forbidden = reply.status_code in (401, 403)
+    if not (reply.is_success or forbidden):
         mend = "`az identity create`, and check DRIFTLOOP_ACI_IDENTITY: `az identity show --query id`"
         return Finding(what, False, f"{identity}: Azure answers {reply.status_code}; {mend}")
-    lacking = _lacking(settings, credential, identity.strip("/"), _ON_IDENTITY)
+    lacking = "the right to read it" if forbidden else _lacking(settings, credential, identity.strip("/"), _ON_IDENTITY)
     if lacking:
         return Finding(what, False, f"{identity}: we lack {lacking}; {_IDENTITY_ROLE}")
     untold = _UNTOLD if lacking is None else ""

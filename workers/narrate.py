@@ -63,6 +63,7 @@ REASONS: Final = {
     "class-floor": "it forgets an activity",
     "too-few-rows": "too few labelled readings came after the drift",
     "no-labels": "the readings after the drift carry no labels",
+    "one-activity": "all labelled readings show one activity",
     "no-snapshot": "its windows were not kept",
     "window-expired": "the readings it needs are past the topic's retention",
     "champion-unhurt": "the model in service is as good on the drifted data as before",

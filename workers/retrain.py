@@ -34,7 +34,7 @@ from schemas.topology import ACTIVITY, DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTE
 from streams.current_model import CurrentModel
 from streams.eventlog import Logged, read_events
 from streams.kafka import client_config
-from workers.controller import Controller, Decided, Policy, State, Train
+from workers.controller import Controller, Decided, Policy, State, Train, version_of
 from workers.health import Health
 from workers.jobs import Done, Job, JobLoop, Output
 from workers.registry import signing_key
@@ -66,6 +66,7 @@ class Retrainer:
         self.controller: Controller | None = None
         self.proof_at = 0.0  # when readings for a verdict are looked for next
         self.proof_waits = _PROOF_EVERY_S[0]
+        self.awaited: tuple[str | None, float] = (None, 0.0)  # a version, and when its fate is looked for next
         # Not the system's: what a kill -9 leaves there, the next start removes.
         self.scratch = settings.home.resolve() / "work" / f"{settings.namespace}retrain-{settings.slot}"
         rmtree(self.scratch, ignore_errors=True)
@@ -112,6 +113,7 @@ class Retrainer:
             self.proof_at = time.monotonic() + _PROOF_EVERY_S[0]
             for logged in self._read(DEPLOYED):
                 controller.see(logged.envelope)
+        self._look_for_refusal(controller)
         found = controller.unproved()
         if found is None or time.monotonic() < self.proof_at:
             return None
@@ -137,6 +139,21 @@ class Retrainer:
             ),
         )
         return ChildJob(self, (deployed,), task)
+
+    def _look_for_refusal(self, controller: Controller) -> None:
+        """Hear of it if the newest version is not to be deployed."""
+        newest = controller.registered[-1].version
+        if newest in controller.left or any(version_of(each) == newest for each in controller.deployed):
+            return
+        awaited, at = self.awaited
+        if awaited == newest and time.monotonic() < at:
+            return
+        self.awaited = newest, time.monotonic() + _PROOF_EVERY_S[1]
+        if awaited != newest:  # it is being deployed
+            return
+        for logged in self._read(DECISIONS):
+            if isinstance(event := logged.envelope.event, DecisionMade) and event.about == "deploy":
+                controller.see(logged.envelope)
 
     def _verdict(self, deployed: Envelope, said: Declined) -> list[Output]:
         """What a deployment has come to; one that harmed is asked to be undone."""
@@ -205,7 +222,7 @@ class Retrainer:
         return [logged for logged in found if logged is not None]
 
     def _task(self, train: Train) -> Task:
-        history = self._controller().registered
+        history = self._controller().standing or self._controller().registered
         champion = None
         if history:
             serving = self.current.latest
@@ -294,8 +311,7 @@ class Retrainer:
 
 def _served(controller: Controller) -> str | None:
     """The version that was deployed last, as far as we have heard."""
-    event = controller.deployed[-1].event if controller.deployed else None
-    return event.version if isinstance(event, ModelDeployed) else None
+    return version_of(controller.deployed[-1]) if controller.deployed else None
 
 
 def policy_of(settings: Settings) -> Policy:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
@@ -85,7 +86,7 @@ def _prove(proof: ToProve, settings: Settings, client: Any, folder: Path) -> Res
         found = enough(settings, behind, devices_of(proof.window), settings.verdict_windows)
         if (found.window.windows or 0) < settings.verdict_windows and not proof.final:
             return Result(not_yet=True)
-        piece = piece_of(found, settings)
+        piece = piece_of(found, settings, activities=1)
     except (WindowExpired, Decline) as error:
         if not proof.final:
             return Result(not_yet=True)
@@ -345,7 +346,8 @@ def _rounded(score: float | None) -> float | None:
 
 
 def _say(folder: Path, phase: str) -> None:
-    (folder / PHASE).write_text(phase)
+    with suppress(OSError):  # a full disk is no reason to lose a training, and told where a result is lost
+        (folder / PHASE).write_text(phase)
 
 
 def _end_with_parent(folder: Path) -> None:

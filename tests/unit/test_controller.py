@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from schemas.events import RetrainRequested
+from schemas.envelope import envelope
+from schemas.events import ModelDeployed, ModelRegistered, RetrainRequested, Smoke
 from tests.unit.controlling import DEVICE, World, drift, fault, learned, told
 from workers.controller import Controller, Decided, Policy, Train
 
@@ -145,6 +146,85 @@ def test_a_hold_keeps_drifts_waiting_until_it_is_released():
     assert [each.outcome for each in world.decisions] == ["holding", "deferred"]
     world.consume([(100, release)], until=200, restarts=True)
     assert [train.lead for train in world.trained] == ["one"]
+
+
+@pytest.mark.parametrize("mode", ["periodic", "every-alarm"])
+def test_a_hold_holds_whatever_the_policy(mode):
+    """`--hold` says: no trainings from here on."""
+    world = World(Policy(mode=mode, period_s=600))
+    hold = told(RetrainRequested(model="activity", action="hold", by="ops"), "hold")
+    world.consume([(0, hold), (1, told(drift(), "one", 1))], until=2000)
+    assert not world.trained
+    release = told(RetrainRequested(model="activity", action="release", by="ops"), "release", 2000)
+    world.consume([(2000, release)], until=2500)
+    assert len(world.trained) == 1
+
+
+def deployed(version, previous, reason="drift", caused_by="r"):
+    return ModelDeployed(
+        model="activity", version=version, previous=previous, target="process", endpoint="http://127.0.0.1:1",
+        digest="", smoke=Smoke(requests=1, p50_ms=1.0, p99_ms=1.0), reason=reason, caused_by=caused_by,
+    )  # fmt: skip
+
+
+def fails(world, how):
+    """The last version comes to nothing: it harms, is sent back by itself, or is refused."""
+    version = world.controller.registered[-1].version
+    [id] = [each.id for each in world.log if isinstance(each.event, ModelRegistered) and each.event.version == version]
+    if how == "refused":
+        world.decide("refused", "signature", [id], about="deploy")
+        return
+    world.publish(deployed(version, "1", caused_by=id), f"deployed-{version}", world.now)
+    if how == "harmed":
+        world.decide("harmed", "worse-after", [f"deployed-{version}"], about="verdict")
+    back = envelope(
+        deployed("1", version, "rollback"), id=f"back-{version}", source="s", subject="", time=world.now,
+        root="a person" if how == "by hand" else "root",
+    )  # fmt: skip
+    world.log.append(back)
+    world.controller.see(back)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("how", ["harmed", "sent back", "refused"])
+def test_a_drift_whose_version_failed_is_trained_for_again_and_by_another_name(how, restarts):
+    """It is not healed, and the agent tells it only once."""
+    world = World(Policy(cooldown_s=100))
+    world.consume([(0, told(drift(), "one"))], until=50)
+    fails(world, how)
+    if restarts:
+        world.restart()
+    world.consume([], until=100)
+    assert len(world.trained) == 1, "the cooldown holds"
+    world.consume([], until=300)
+    first, second = world.trained
+    assert [each.id for each in second.drifts] == ["one"]
+    assert first.lead != second.lead, "or the version that failed would be found, and taken for the answer"
+    fails(world, how)
+    world.consume([], until=1000)
+    fails(world, how)
+    world.consume([], until=3000)
+    assert len(world.trained) == 3, "a few times, not for ever"
+
+
+def test_versions_that_fail_one_after_the_other_open_the_breaker():
+    """Each was registered, as one that helps would be."""
+    world = World(Policy(cooldown_s=10, breaker_s=3600, breaker_rejections=2))
+    world.consume([(0, told(drift(), "one"))], until=50)
+    for _ in range(2):
+        fails(world, "harmed")
+        world.consume([], until=world.now + 100)
+    assert len(world.trained) == 2
+    assert world.controller.rejections == 2
+
+
+def test_what_a_person_took_out_of_service_is_not_trained_for_again():
+    """They know why."""
+    world = World(Policy(cooldown_s=10))
+    world.consume([(0, told(drift(), "one"))], until=50)
+    fails(world, "by hand")
+    world.consume([], until=1000)
+    assert len(world.trained) == 1
 
 
 def test_a_sensors_fault_is_never_trained_on_and_neither_is_a_drift_of_that_time():

@@ -29,13 +29,14 @@ def refused(windows) -> str:
 def test_readings_without_labels_are_refused(windows):
     """Nothing can be learned from them, and no exception's text tells a person so."""
     windows.labels[:] = NO_LABEL
-    assert refused(windows) == "quality"
+    assert refused(windows) == "no-labels"
 
 
 def test_readings_of_one_activity_only_are_refused(windows):
     """A classifier of one class would name everything alike, and score well on itself."""
     windows.labels[:] = 2
-    assert refused(windows) == "quality"
+    assert refused(windows) == "one-activity"
+    assert len(piece_of(Replayed(WINDOW, {"p": windows}), Settings(_env_file=None), activities=1)) == len(windows)
 
 
 def test_readings_that_are_all_flagged_are_refused(windows):
