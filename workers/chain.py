@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from schemas.errors import UserError
-from schemas.events import DecisionMade, DriftDetected, Event, ModelDeployed, ModelRegistered, SwitchRequested
+from schemas.events import DecisionMade, DriftDetected, Event, ModelDeployed, ModelRegistered, SwitchRequested, event_id
 from streams.eventlog import Logged
 from workers.narrate import line
 
@@ -99,9 +99,14 @@ class Chain:
         with self._lock:
             return list(self._events.values())
 
-    def find(self, wanted: str) -> Logged:
-        """The event of an id or the beginning of one, of a model's version, or `latest`. Raises UserError."""
+    def find(self, wanted: str, model: str | None = None) -> Logged:
+        """The event of an id or the beginning of one, of a model's version, or `latest`. Raises UserError.
+
+        model: whose version and latest event, where several loops share their topics.
+        """
         known = self.all()
+        if wanted == "latest" or (wanted.isdigit() and len(wanted) < 8):
+            known = [each for each in known if model is None or each.envelope.event.model == model]
         models = [item for item in known if isinstance(item.envelope.event, ModelRegistered | ModelDeployed)]
         if wanted == "latest":
             if not known:
@@ -135,11 +140,15 @@ class Chain:
             found = [self._events[id] for id in self._effects.get(logged.envelope.id, ()) if id in self._events]
             if isinstance(logged.envelope.event, ModelDeployed | SwitchRequested):
                 found += [each for each in self._deployments.values() if logged in self._occasions(each)]
+                asked = self._events.get(event_id("harmed", logged.envelope.id))
+                found += [asked] if asked is not None else []
             return found
 
     def _occasions(self, logged: Logged) -> list[Logged]:
-        """Of a deployment, whose `caused_by` names where its version comes from."""
-        event = logged.envelope.event
+        """Of a deployment, whose `caused_by` names where its version comes from; and of a request to undo one."""
+        event, id = logged.envelope.event, logged.envelope.id
+        if isinstance(event, SwitchRequested):
+            return [each for each in self._deployments.values() if event_id("harmed", each.envelope.id) == id]
         if not isinstance(event, ModelDeployed):
             return []
         asked = self._events.get(logged.envelope.root)

@@ -427,7 +427,7 @@ def why(
     found = (logged for logged in read_events(settings, EVENT_TOPICS) if logged is not None)
     for logged in sorted(found, key=lambda item: item.written):
         chain.add(logged)
-    asked = chain.find(wanted)
+    asked = chain.find(wanted, settings.model)
     around = chain.around(asked)
     known = notes(settings, [*around.before, asked, *around.after])
     if as_json:

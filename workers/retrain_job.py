@@ -219,8 +219,10 @@ def _train(task: Task, settings: Settings, pinned: _Pinned, client: Any, folder:
     )
     best, verdict, scores = trial.best, trial.verdict, trial.scores
     log.info("training.judged", winner=best.name, outcome=verdict.outcome, reason=verdict.reason, detail=verdict.detail)
-    cause = None if trial.triage is None else trial.triage.cause
-    decision = Declined(verdict.outcome, verdict.reason, verdict.detail, trial.numbers, cause)
+    cause, detail = None, verdict.detail
+    if trial.triage is not None:
+        cause, detail = trial.triage.cause, f"{detail}; the drift: {trial.triage.detail}"
+    decision = Declined(verdict.outcome, verdict.reason, detail, trial.numbers, cause)
     figures = {
         "confusion": confusion_figure(trial.confused, ACTIVITIES, f"{best.name}: held-out recent windows"),
     }

@@ -38,6 +38,7 @@ from workers.triage import Triage, triage
 
 _NO_ANSWER = len(ACTIVITIES)
 AS_GOOD = 0.01  # of the sum of two macro F1
+WHOLE_ANCHOR = 0.9  # an anchor of fewer of the windows that it may have is all that was learned
 Interval = tuple[float, float]
 Judged = tuple[Verdict, dict[str, float]]
 
@@ -128,7 +129,9 @@ def run_trial(
             predicted(champion.pipeline, held_out(anchor, champion.columns)[0]) if anchor else theirs[1],
         )
         champion_scores = Scores(_f1(held_recent[1], theirs[0]), _f1(held_anchor[1], theirs[1]))
-        known = sorted({name for piece in anchor for name in piece.devices.tolist()})
+        # Of an anchor that is a sample of more, whoever is not in it may be known all the same.
+        whole = sum(map(len, anchor)) < WHOLE_ANCHOR * settings.anchor_windows
+        known = sorted({name for piece in anchor for name in piece.devices.tolist()}) if whole else []
         # The champion has learned none of the recent windows, so all of them tell whether it is hurt.
         after = recent.labels, predicted(champion.pipeline, features(recent.values, champion.columns))
         before = held_anchor[1], theirs[1]

@@ -417,9 +417,9 @@ def events(seen: Seen, *, topic: str | None, text: str, limit: int) -> list[Json
     return found
 
 
-def chain(seen: Seen, wanted: str) -> Json:
+def chain(seen: Seen, wanted: str, model: str) -> Json:
     """An event with all that is connected with it. Raises UserError if there is none."""
-    logged = seen.chain.find(wanted)
+    logged = seen.chain.find(wanted, model)
     around = seen.chain.around(logged)
 
     def linked(each: Logged) -> Json:

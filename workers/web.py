@@ -127,7 +127,7 @@ class Page:
         get("/api/models", self._json(lambda _: views.models(self.seen, self.settings)))
         get("/api/models/{version}/confusion", self._confusion)
         get("/api/events", self._json(self._events))
-        get("/api/events/{id}", self._json(lambda r: views.chain(self.seen, r.match_info["id"])))
+        get("/api/events/{id}", self._json(lambda r: views.chain(self.seen, r.match_info["id"], self.settings.model)))
         get("/api/dead-letters", self._json(self._letters))
         get("/api/stream", self._stream)
         app.router.add_post("/api/dead-letters/replay", self._replay)

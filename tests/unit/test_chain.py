@@ -1,10 +1,11 @@
 """What led to what: the links followed both ways."""
 
+import msgspec
 import pytest
 
 from schemas.envelope import envelope
 from schemas.errors import UserError
-from schemas.events import DecisionMade, ModelDeployed, ModelRegistered, Smoke, SwitchRequested
+from schemas.events import DecisionMade, ModelDeployed, ModelRegistered, Smoke, SwitchRequested, event_id
 from schemas.examples import EVENTS
 from schemas.topology import DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTERED
 from streams.eventlog import Logged
@@ -167,6 +168,38 @@ def test_a_version_that_serves_again_is_followed_to_the_one_that_failed_and_what
     assert ids(chain.around(chain.find("latest")).before) == ["d8", "why"]
     assert ids(chain.around(chain.find("d8")).after) == ["back", "why"]
     assert ids(chain.around(chain.find("d7")).after) == [], "what it led to before is not this"
+
+
+def test_a_version_that_did_harm_is_followed_to_the_request_and_the_way_back():
+    """The retrain worker asks, in the drift's own chain; the deploy worker answers."""
+    undo = SwitchRequested(model="activity", action="rollback", by="retrain", version="8")
+    request = event_id("harmed", "d8")
+    decided = DecisionMade(
+        model="activity",
+        about="rollback",
+        outcome="rolled-back",
+        reason="manual",
+        detail="",
+        concerns=[request],
+        ts=1.0,
+    )
+    chain = of(
+        ("d7", DEPLOYED, deployed("7", "drift"), "r"),
+        ("d8", DEPLOYED, deployed("8", "drift", "7"), "drift"),
+        (request, MODEL_REGISTERED, undo, "drift"),
+        ("back", DEPLOYED, deployed("7", "rollback", "8"), "drift"),
+        ("why", DECISIONS, decided, "drift"),
+    )
+    assert ids(chain.around(chain.find("d8")).after) == [request, "back", "why"]
+    assert ids(chain.around(chain.find("why")).before) == ["d8", request]
+
+
+def test_of_several_loops_each_is_asked_for_its_own():
+    """They may share a cluster's topics."""
+    others = msgspec.structs.replace(deployed("7", "drift"), model="other")
+    chain = of(("mine", DEPLOYED, deployed("7", "drift"), None), ("theirs", DEPLOYED, others, None))
+    assert chain.find("latest", "activity").envelope.id == chain.find("7", "activity").envelope.id == "mine"
+    assert chain.find("theirs", "activity").envelope.id == "theirs"
 
 
 def test_a_switch_by_hand_is_followed_to_whoever_asked_for_it():
