@@ -1,6 +1,6 @@
 """Policies side by side over the same readings: what each would have alarmed, decided and retrained, and what it costs.
 
-A training is counted as one that promotes, and not done, unless it is asked for: so a day of one device takes a minute.
+A training is counted as one that promotes, and not done: so a day of one device takes a minute.
 The same file and the same policy give the same rows, but for the seconds.
 """
 
@@ -17,15 +17,19 @@ import numpy as np
 from dotenv import dotenv_values
 
 from schemas.errors import UserError
+from schemas.events import ModelDeployed
 from schemas.settings import Settings, load_settings
+from schemas.topology import CURRENT_MODEL
 from streams.confirmed import Confirmed
 from streams.detectors import kind_of
+from streams.eventlog import read_events
 from streams.inject import Drift
 from streams.motionsense import recordings
 from streams.profile import Profile
 from streams.replay import end_ranges, replay
 from streams.windows import Readings, Windows, empty_readings
 from workers import backtest
+from workers.profiles import profile_of
 from workers.rehearsal import Rehearsed, rehearse
 from workers.retrain import policy_of
 
@@ -84,6 +88,14 @@ def lives_of_topic(settings: Settings) -> list[Life]:
         Life(device, "", float(windows.start[0]), np.inf, empty_readings(), windows)
         for device, windows in sorted(found.items())
     ]
+
+
+def profile_in_service(settings: Settings) -> Profile | None:
+    """What the agent judges devices by now; None without a model, or where it has no profile. Raises Retry."""
+    served = [logged.envelope.event for logged in read_events(settings, [CURRENT_MODEL]) if logged is not None]
+    mine = [event for event in served if isinstance(event, ModelDeployed) and event.model == settings.model]
+    found = profile_of(settings, mine[-1].version, mine[-1].digest) if mine else None
+    return None if found is None else found[1]
 
 
 def compare(

@@ -287,12 +287,19 @@ def backtest(
     if data is not None and not policy and figure is None:
         _backtest_detector(data, learned, monitored, as_json)
         return
-    from workers.backtest_policies import compare, draw, lives_of_recordings, lives_of_topic, policy_settings
+    from workers.backtest_policies import (
+        compare,
+        draw,
+        lives_of_recordings,
+        lives_of_topic,
+        policy_settings,
+        profile_in_service,
+    )
 
     settings = _settings()
     policies = {path.stem: policy_settings(path) for path in policy or ()} or {"in force": settings}
     if data is None:
-        lives, profile = lives_of_topic(settings), None
+        lives, profile = lives_of_topic(settings), profile_in_service(settings)
     else:
         lives, profile = lives_of_recordings(data, learned, monitored, settings.training_seed)
     with _progress("lives", len(lives) * len(policies), as_json) as advance:

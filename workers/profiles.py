@@ -17,12 +17,12 @@ from typing import Final
 
 import structlog
 
-from schemas.errors import Reject
+from schemas.errors import Reject, Retry
 from schemas.events import ModelDeployed
 from schemas.settings import Settings, load_settings, variable
 from streams.confirmed import Confirmed
 from streams.kafka import backoff
-from streams.profile import decode
+from streams.profile import Profile, decode
 
 log = structlog.get_logger()
 
@@ -59,45 +59,61 @@ class Profiles:
             self.settled.set()
 
     def take(self, version: str, digest: str) -> bool:
-        """Put a version's profile in force; whether that is done with, for good or ill.
-
-        digest: of the model's files; a registry that was made anew counts its versions from 1 again.
-        """
-        name = f"{self.settings.model}-{version}-{digest.rpartition(':')[2][:12]}.json"
-        path = self.settings.home.resolve() / "profiles" / name
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, "-m", "workers.profiles", version, str(path)]
-            known = {
-                variable("model"): self.settings.model,
-                variable("mlflow_tracking_uri"): self.settings.mlflow_tracking_uri or "",
-            }
-            try:
-                ended = subprocess.run(
-                    command, stdin=subprocess.DEVNULL, check=False, timeout=_PATIENCE_S, env=os.environ | known
-                ).returncode
-            except subprocess.TimeoutExpired:
-                ended = 1
-            if ended:
-                log.warning("profile.missing" if ended == NO_PROFILE_EXIT else "profile.waiting", version=version)
-                return ended == NO_PROFILE_EXIT
+        """Put a version's profile in force; whether that is done with, for good or ill."""
         try:
-            blob = path.read_bytes()
-            profile = decode(blob)
-        except (Reject, OSError) as error:
-            log.warning("profile.unusable", version=version, reason=str(error))
-            path.unlink(missing_ok=True)
-            return isinstance(error, Reject)
-        self.kind.adopt(f"{version}:{hashlib.sha256(blob).hexdigest()[:12]}", profile)
+            found = profile_of(self.settings, version, digest)
+        except Retry as error:
+            log.warning("profile.waiting", version=version, reason=str(error))
+            return False
+        if found is None:
+            log.warning("profile.missing", version=version)
+            return True
+        name, profile = found
+        self.kind.adopt(name, profile)
         log.info("profile.in-force", version=version, devices=profile.devices, activities=len(profile.activities))
         return True
+
+
+def profile_of(settings: Settings, version: str, digest: str) -> tuple[str, Profile] | None:
+    """A version's profile and what it is known by; None if it has none that can be used. Raises Retry.
+
+    digest: of the model's files; a registry that was made anew counts its versions from 1 again.
+    """
+    path = settings.home.resolve() / "profiles" / f"{settings.model}-{version}-{digest.rpartition(':')[2][:12]}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "workers.profiles", version, str(path)]
+        known = {
+            variable("model"): settings.model,
+            variable("mlflow_tracking_uri"): settings.mlflow_tracking_uri or "",
+        }
+        try:
+            ended = subprocess.run(
+                command, stdin=subprocess.DEVNULL, check=False, timeout=_PATIENCE_S, env=os.environ | known
+            ).returncode
+        except subprocess.TimeoutExpired:
+            ended = 1
+        if ended == NO_PROFILE_EXIT:
+            return None
+        if ended:
+            raise Retry(f"MLflow does not give the profile of version {version}")
+    try:
+        blob = path.read_bytes()
+        profile = decode(blob)
+    except OSError as error:
+        raise Retry(str(error)) from error
+    except Reject as error:
+        log.warning("profile.unusable", version=version, reason=str(error))
+        path.unlink(missing_ok=True)
+        return None
+    return f"{version}:{hashlib.sha256(blob).hexdigest()[:12]}", profile
 
 
 def fetch(version: str, path: Path) -> int:
     """Download a version's profile to path; the exit code."""
     from tempfile import TemporaryDirectory
 
-    from schemas.errors import Retry, UserError
+    from schemas.errors import UserError
     from workers import registry
 
     settings = load_settings()

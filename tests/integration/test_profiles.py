@@ -5,16 +5,22 @@ from __future__ import annotations
 import uuid
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from deploy.modelfiles import verify
 from schemas.activity import CHANNEL_NAMES
+from schemas.envelope import envelope
+from schemas.examples import EVENTS
+from schemas.topology import CURRENT_MODEL
+from streams import topics
 from streams.confirmed import Confirmed
 from streams.measures import COUNT
-from streams.profile import encode, learn
-from tests.integration.worker_processes import changed, registered_version
+from streams.profile import decode, encode, learn
+from tests.integration.worker_processes import changed, registered_version, send
 from workers import registry
+from workers.backtest_policies import profile_in_service
 from workers.profiles import Profiles
 
 
@@ -60,3 +66,15 @@ def test_a_profile_that_cannot_be_used_leaves_the_one_in_force(ready):
     made = registered_version(ready, "a", profile=b'{"format": 99}')
     assert Profiles(ready, kind).take(made.version, made.digest)
     assert in_force(kind) == ""
+
+
+def test_a_topic_is_played_back_with_the_profile_of_the_version_that_serves(ready):
+    """As the agent judges it: without one, devices that send no labels would be judged by nothing."""
+    topics.create(ready)
+    assert profile_in_service(ready) is None
+    made = registered_version(ready, "a", profile=profile())
+    serves = msgspec.structs.replace(
+        EVENTS["driftloop.model.deployed.v1"].event, model=ready.model, version=made.version, digest=made.digest
+    )
+    send(ready, CURRENT_MODEL, envelope(serves, id="d", source="test", subject="", time=1.0))
+    assert profile_in_service(ready) == decode(profile())
