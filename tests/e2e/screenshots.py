@@ -62,7 +62,7 @@ def take(base: str, folder: Path) -> list[Path]:
                 for name, path in VIEWS.items():
                     settled(page, base + (f"/devices/{drifted}" if name == "devices" and drifted else path))
                     made.append(folder / f"{name}-{scheme}{suffix}.png")
-                    page.screenshot(path=made[-1])
+                    page.screenshot(path=made[-1], full_page=True)
                 page.close()
         browser.close()
     return made

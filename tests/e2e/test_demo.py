@@ -12,10 +12,13 @@ import psutil
 import pytest
 
 from deploy.local import orphans
+from schemas.generate import ROOT
+from tests.e2e.screenshots import CHROMIUM, VIEWS, launch, settled
 
 MOTIONSENSE = Path(
     os.environ.get("DRIFTLOOP_MOTIONSENSE", Path(__file__).parents[3] / "shared" / "data" / "motionsense")
 )
+PICTURES = ROOT / ".ci" / "artifacts" / "stack"
 DRIFTLOOP = [sys.executable, "-m", "workers.cli"]
 
 pytestmark = pytest.mark.timeout(600)
@@ -99,6 +102,41 @@ def test_workers_killed_in_the_middle_come_back_and_the_loop_closes_once(home):
     deployed = events(kept, "deployed")
     assert len({each["id"] for each in deployed}) == len(deployed)
     assert [each["data"]["version"] for each in deployed] == sorted({each["data"]["version"] for each in deployed})
+    the_page_tells_it(report, deployed)
+
+
+def the_page_tells_it(report, deployed):
+    """Every view of the running stack, in a browser: what drifted, what was decided, which model serves."""
+    if not Path(CHROMIUM).exists():  # a failure in CI all the same: tests/e2e/test_page.py needs it as well
+        return
+    from playwright.sync_api import sync_playwright
+
+    url, serves, device = report["page"], deployed[-1]["data"]["version"], report["device"]
+    wrong, said = [], {}
+    with sync_playwright() as playwright:
+        browser = launch(playwright)
+        page = browser.new_page(viewport={"width": 1360, "height": 900})
+        page.on("console", lambda each: wrong.append(each.text) if each.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        chosen = {"devices": f"/devices/{device}", "chain": f"/chain/{deployed[-1]['id']}"}
+        for view, path in VIEWS.items():
+            settled(page, url + chosen.get(view, path))
+            said[view] = page.locator("main").inner_text()
+            if os.environ.get("CI"):
+                PICTURES.mkdir(parents=True, exist_ok=True)
+                page.screenshot(path=PICTURES / f"{view}.png", full_page=True)
+            if view == "models":
+                assert page.locator(".heat").count() == 2, "confusion matrices, from MLflow"
+        browser.close()
+    assert wrong == []
+    assert f"version {serves}" in said["overview"].lower()
+    assert device in said["overview"]
+    assert f"router sends to\nversion {serves}" in said["overview"]
+    assert "drift" in said["devices"]
+    assert f"Version {serves}\nserves" in said["models"]
+    for wanted in (device, "model-registered", "deployed", "decisions"):
+        assert wanted in said["chain"]
+    assert "keeps up" in said["lag"]
 
 
 def workers(home):

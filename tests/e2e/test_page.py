@@ -17,11 +17,20 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 
 from deploy.local import supervisor
 from schemas.envelope import encode, envelope
-from schemas.events import WindowStatistics
+from schemas.events import QualityDegraded, WindowStatistics
 from schemas.examples import EVENTS
 from schemas.generate import ROOT
 from schemas.settings import Settings
-from schemas.topology import ACTIVITY, AGENT_GROUP, DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTERED, dead_letters
+from schemas.topology import (
+    ACTIVITY,
+    AGENT_GROUP,
+    CURRENT_MODEL,
+    DECISIONS,
+    DEPLOYED,
+    DRIFT,
+    MODEL_REGISTERED,
+    dead_letters,
+)
 from streams import topics
 from streams.deadletters import dead_letter_headers
 from streams.devicestats import NAMES
@@ -95,6 +104,11 @@ def fill(monitor: Monitor) -> None:
         monitor.send(topic, EVENTS[name].event, EVENTS[name].id)
     drift = EVENTS["driftloop.drift.detected.v1"].event
     monitor.send(DRIFT, msgspec.structs.replace(drift, device=EVIL, episode="evil"), "evil")
+    broken = QualityDegraded(
+        device=drift.device, model=drift.model, channel="gravity.x", fault="stuck", ts=drift.ts, position=drift.position
+    )
+    monitor.send(DRIFT, broken, "fault")
+    monitor.send(CURRENT_MODEL, EVENTS["driftloop.model.deployed.v1"].event, "current")
     for number in range(120):
         producer.produce(settings.topic(ACTIVITY), key=b"k", value=b"v", partition=number % 3)
     letters = settings.topic(dead_letters(ACTIVITY))
@@ -142,7 +156,7 @@ def monitor(kafka_bootstrap, tmp_path_factory):
     monitor = Monitor(settings)
     fill(monitor)
     monitor.start()
-    monitor.until(lambda: len(monitor.get("/api/events")) == 5 and monitor.get("/api/dead-letters")["letters"])
+    monitor.until(lambda: len(monitor.get("/api/events")) == 6 and monitor.get("/api/dead-letters")["letters"])
     yield monitor
     if monitor.process is not None and monitor.process.poll() is None:
         monitor.stop()
@@ -211,6 +225,10 @@ def test_what_happened_can_be_told_from_the_overview_alone(page, monitor):
     said = page.locator("main").inner_text()
     for wanted in ("has stopped reading", "phone-07", "model-registered", "dead letters", "lag"):
         assert wanted in said
+    served = EVENTS["driftloop.model.deployed.v1"].event.version
+    assert f"version {served}" in said, "the one in service"
+    assert "phone-07 has a fault: gravity.x (stuck)" in said
+    assert "3 messages could not be used" in said
     told = monitor.get("/api/overview")["last_drift"]["says"]
     assert told.split(" ", 1)[1].rsplit(" (", 1)[0] in said  # the whole sentence, but for name and severity
 

@@ -34,8 +34,10 @@ function duel(found, newest) {
     h("p", null, h("b", null, `version ${made}`), `, a ${winner}, `, champion ? ["against ", h("b", null, `version ${champion.version}`), ". "] : "was the first: there was none to beat. ", serving),
     h("div", { cls: "scroll" }, h("table", null, h("thead", null, h("tr", null, h("th", { scope: "col" }, "macro F1 on held-out windows"), h("th", { scope: "col", cls: "num" }, `version ${made}`), h("th", { scope: "col" }, ""), h("th", { scope: "col", cls: "num" }, champion ? `version ${champion.version}` : "no champion"), h("th", { scope: "col" }, ""), h("th", { scope: "col", cls: "num" }, "difference"))),
       h("tbody", null, rows.map(([name, one, other]) => h("tr", null, h("td", null, name), h("td", { cls: "num" }, score(one)), h("td", null, bar(one)), h("td", { cls: "num" }, score(other)), h("td", null, bar(other, "champion")),
-        h("td", { cls: "num" }, one == null || other == null ? "–" : pill(`${one >= other ? "+" : "−"}${Math.abs(one - other).toFixed(3)}`, one >= other ? "good" : "warn"))))))));
+        h("td", { cls: "num" }, one == null || other == null ? "–" : difference(one - other))))))));
 }
+
+const difference = (by) => (Math.abs(by) < 0.0005 ? "none" : pill(`${by > 0 ? "+" : "−"}${Math.abs(by).toFixed(3)}`, by > 0 ? "good" : "warn"));
 
 const bar = (value, kind) => h("span", { cls: "bar", "aria-hidden": "true" }, s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none" }, s("rect", { width: 100 * (value ?? 0), height: 10, cls: kind })));
 
