@@ -110,7 +110,7 @@ class Settings(BaseSettings):
     train_jobs: int = Field(1, ge=-1, description="candidates that are trained at a time; -1: as many as cores")
     train_backend: Literal["threading", "loky", "dask"] = Field(
         "threading",
-        description="joblib's backend for them; dask: a cluster, where one machine is outgrown (the package distributed is needed)",
+        description="joblib's backend for them; dask (with the package distributed): a cluster",
     )
     train_scheduler: str | None = Field(None, description="tcp://host:8786 of the Dask scheduler, used with dask")
     promote_margin: float = Field(0.02, ge=0, le=1, description="recent macro F1 that a challenger must gain")

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 EVENT_TAG: Final = "drift.event_id"
+ATTEMPT_TAG: Final = "driftloop.attempt"
+OUTCOME_TAG: Final = "driftloop.outcome"
+DECISION_TAG: Final = "driftloop.decision"
 REGISTERED_TAG: Final = "driftloop.registered"
 SIGNATURE_TAG: Final = "driftloop.signature"
 CHAMPION: Final = "champion"
@@ -63,9 +66,12 @@ class Winner:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """All that is recorded of one retraining."""
+    """All that is recorded of one retraining. decision: what came of it, as JSON; outcome: in a word."""
 
     event_id: str
+    attempt: int
+    outcome: str
+    decision: str
     params: dict[str, Any]
     tags: dict[str, str]
     window: dict[str, Any]
@@ -138,6 +144,20 @@ def registered_for(client: MlflowClient, model: str, event_id: str) -> ModelRegi
     return None
 
 
+def judged_before(client: MlflowClient, experiment: str, event_id: str, attempt: int) -> str | None:
+    """The decision that a finished attempt at an event was recorded with, if it registered nothing. Raises Retry."""
+    with world_may_fail():
+        known = client.get_experiment_by_name(experiment)
+        if known is None:
+            return None
+        query = (
+            f"tags.`{EVENT_TAG}`='{event_id}' and tags.`{ATTEMPT_TAG}`='{attempt}' and attributes.status='FINISHED' "
+            f"and tags.`{OUTCOME_TAG}`!='promoted'"
+        )
+        found = client.search_runs([known.experiment_id], query, max_results=1)
+        return found[0].data.tags.get(DECISION_TAG) if found else None
+
+
 def close_unfinished(client: MlflowClient, experiment: str, event_id: str) -> None:
     """Runs of an event that a crash left open are ended as FAILED."""
     with world_may_fail():
@@ -172,8 +192,7 @@ def register(
 
     with world_may_fail():
         mlflow.set_experiment(model)
-        tags = {EVENT_TAG: training.event_id} | training.tags
-        with mlflow.start_run(run_name=f"{model}-{training.event_id[:8]}", tags=tags) as run:
+        with mlflow.start_run(run_name=f"{model}-{training.event_id[:8]}", tags=_tags(training)) as run:
             _log(training)
             uri = _log_model(client, winner)
         with TemporaryDirectory() as folder:
@@ -195,8 +214,7 @@ def record_rejected(training: Training, model: str) -> None:
 
     with world_may_fail():
         mlflow.set_experiment(model)
-        tags = {EVENT_TAG: training.event_id} | training.tags
-        with mlflow.start_run(run_name=f"{model}-{training.event_id[:8]}", tags=tags):
+        with mlflow.start_run(run_name=f"{model}-{training.event_id[:8]}", tags=_tags(training)):
             _log(training)
 
 
@@ -270,6 +288,15 @@ def set_champion(client: MlflowClient, model: str, version: str, previous: str |
             client.set_registered_model_alias(model, PREVIOUS, previous)
         if aliases.get(CHALLENGER) == version:
             client.delete_registered_model_alias(model, CHALLENGER)
+
+
+def _tags(training: Training) -> dict[str, str]:
+    return training.tags | {
+        EVENT_TAG: training.event_id,
+        ATTEMPT_TAG: str(training.attempt),
+        OUTCOME_TAG: training.outcome,
+        DECISION_TAG: training.decision,
+    }
 
 
 def _log(training: Training) -> None:

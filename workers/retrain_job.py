@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-DECISION_TAG: Final = "driftloop.decision"
-
 
 def run(task: Task, settings: Settings, folder: Path) -> Result:
     """Collect, train, compare, register. Raises Retry if Kafka or MLflow are not there."""
@@ -66,6 +64,9 @@ def run(task: Task, settings: Settings, folder: Path) -> Result:
     known = _registered_before(task, settings, client)
     if known is not None:
         return Result(known, _promoted_before(client, known))
+    if (said := registry.judged_before(client, settings.model, task.event_id, task.attempt)) is not None:
+        log.info("training.judged-before", decision=said)
+        return Result(declined=msgspec.json.decode(said, type=Declined))
     try:
         return _train(task, settings, _pinned(task, settings, client, folder), client, folder)
     except Decline as decline:
@@ -166,8 +167,8 @@ def _promoted_before(client: Any, known: ModelRegistered) -> Declined | None:
     """What the gate said when a version was registered before a crash."""
     from workers import registry
 
-    content = registry.tag(client, known.run_id, DECISION_TAG)
-    return None if content is None else msgspec.json.decode(content, type=Declined)
+    content = registry.tag(client, known.run_id, registry.DECISION_TAG)
+    return msgspec.json.decode(content, type=Declined) if content else None
 
 
 def _registered_before(task: Task, settings: Settings, client: Any) -> ModelRegistered | None:
@@ -233,6 +234,9 @@ def _train(task: Task, settings: Settings, pinned: _Pinned, client: Any, folder:
     files = {snapshot.RECENT: snapshot.encode([pinned.recent]), snapshot.ANCHOR: snapshot.encode(pinned.anchor)}
     training = registry.Training(
         task.event_id,
+        task.attempt,
+        verdict.outcome,
+        msgspec.json.encode(decision).decode(),
         params={
             "windows.recent": len(pinned.recent),
             "windows.anchor": sum(map(len, pinned.anchor)),
@@ -245,9 +249,7 @@ def _train(task: Task, settings: Settings, pinned: _Pinned, client: Any, folder:
         tags={
             "data.topic": pinned.window.topic,
             "data.offsets": msgspec.json.encode(pinned.window.ranges).decode(),
-            "driftloop.outcome": verdict.outcome,
             "driftloop.reason": verdict.reason,
-            DECISION_TAG: msgspec.json.encode(decision).decode(),
         }
         | ({} if task.repeat is None else {"driftloop.repeats": task.repeat}),
         window={"recent": msgspec.to_builtins(pinned.window), "anchor": msgspec.to_builtins(task.previous)},
@@ -260,7 +262,13 @@ def _train(task: Task, settings: Settings, pinned: _Pinned, client: Any, folder:
         files=files,
     )
     if not verdict.promote:
-        _patiently(folder, lambda: registry.record_rejected(training, settings.model))
+
+        def recorded() -> None:
+            if registry.judged_before(client, settings.model, task.event_id, task.attempt) is None:
+                registry.close_unfinished(client, settings.model, task.event_id)
+                registry.record_rejected(training, settings.model)
+
+        _patiently(folder, recorded)
         return Result(declined=decision)
     profile = _profile([*pinned.anchor, pinned.recent], pinned.seed)
     draft = ModelRegistered(

@@ -63,6 +63,19 @@ def test_runs_that_a_crash_left_open_are_ended_as_failed_and_no_others(ready, cl
     registry.close_unfinished(client, "no-such-model", "a")
 
 
+def test_an_attempt_that_registered_nothing_is_known_again_with_what_was_decided(ready, client):
+    """A crash between the record and the event must not pay for the training twice, nor end it otherwise."""
+    assert registry.judged_before(client, ready.model, "event", 0) is None
+    registry.record_rejected(
+        registry.Training("event", 1, "rejected", '{"outcome": "rejected"}', {}, {}, {"recent": []}, [], {}),
+        ready.model,
+    )
+    registered_version(ready, "another")
+    assert registry.judged_before(client, ready.model, "event", 1) == '{"outcome": "rejected"}'
+    assert registry.judged_before(client, ready.model, "event", 0) is None, "that attempt is still to be made"
+    assert registry.judged_before(client, ready.model, "another", 0) is None, "a version is looked for elsewhere"
+
+
 def test_what_somebody_has_deleted_is_rejected_by_name_instead_of_asked_for_again(ready, client, tmp_path):
     """Nothing will bring it back, so waiting for it would block all that comes after."""
     made = registered_version(ready, "event")

@@ -172,6 +172,8 @@ def registered_version(settings: Settings, event: str, seed: int = 0, profile: b
         caused_by=[event],
         profile=None if profile is None else "profile.json",
     )
-    training = registry.Training(event, {"seed": seed}, {"data.topic": "activity"}, {"recent": []}, [], {})
+    training = registry.Training(
+        event, 0, "promoted", "", {"seed": seed}, {"data.topic": "activity"}, {"recent": []}, [], {}
+    )
     winner = registry.Winner(pipeline, FEATURES[:5], table, profile)
     return registry.register(client, settings.model, training, winner, draft, registry.signing_key(settings))
