@@ -408,10 +408,10 @@ class Deployer:
             if other.version not in kept and not cancelled():
                 self.target.delete(other)
                 log.info("deploy.retired", version=other.version)
-        dispensable = set(wayback.dispensable_images(self._deployments())) - self.forgotten
-        if dispensable and back is None:
-            self.target.forget(sorted(dispensable))
-            self.forgotten |= dispensable
+        dispensable = set(wayback.dispensable_images(self._deployments()))
+        if dispensable - self.forgotten and back is None:
+            self.target.forget(sorted(dispensable - self.forgotten))
+            self.forgotten = dispensable  # one that is needed again in between is forgotten again
 
     def _brought_back(self, serving: ModelDeployed, cancelled: Callable[[], bool]) -> Deployment:
         try:

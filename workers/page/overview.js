@@ -122,6 +122,6 @@ function processes(now) {
   const servers = Object.entries(now.servers).filter(([name]) => name !== "router" || !now.processes.some((each) => each.name === "router"));
   return card("Processes", h("div", { cls: "scroll" }, h("table", null, h("tbody", null,
     now.processes.map((each) => h("tr", { "data-key": each.name }, h("td", null, each.name), h("td", null, each.live ? pill(each.ready ? "well" : "waiting", each.ready ? "good" : "busy") : pill("silent", "bad")), h("td", { cls: "soft small" }, each.doing))),
-    servers.map(([name, trouble]) => h("tr", { "data-key": `server-${name}` }, h("td", null, name), h("td", null, trouble ? pill("trouble", "bad") : pill("well", "good")), h("td", { cls: "soft small" }, trouble ?? "")))))),
+    servers.map(([name, trouble]) => h("tr", { "data-key": `server-${name}` }, h("td", null, name), h("td", null, trouble === "not looked yet" ? pill("asked", "busy") : trouble ? pill("trouble", "bad") : pill("well", "good")), h("td", { cls: "soft small" }, trouble ?? "")))))),
     !now.processes.length && h("p", { cls: "soft small" }, "None is known here; DRIFTLOOP_PROCESSES names those of another machine."));
 }
