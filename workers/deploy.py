@@ -409,9 +409,10 @@ class Deployer:
                 self.target.delete(other)
                 log.info("deploy.retired", version=other.version)
         dispensable = set(wayback.dispensable_images(self._deployments()))
+        self.forgotten &= dispensable  # one that was needed again in between is forgotten again
         if dispensable - self.forgotten and back is None:
             self.target.forget(sorted(dispensable - self.forgotten))
-            self.forgotten = dispensable  # one that is needed again in between is forgotten again
+            self.forgotten = dispensable
 
     def _brought_back(self, serving: ModelDeployed, cancelled: Callable[[], bool]) -> Deployment:
         try:
