@@ -426,9 +426,9 @@ def why(
     """What caused an event or a model's version, and what it caused."""
     from schemas.topology import EVENT_TOPICS
     from streams.eventlog import read_events
+    from workers import views
     from workers.chain import Chain, facts, tree
     from workers.mlflow_notes import notes
-    from workers.views import event_json
 
     settings, chain = _settings(), Chain()
     found = (logged for logged in read_events(settings, EVENT_TOPICS) if logged is not None)
@@ -438,11 +438,7 @@ def why(
     around = chain.around(asked)
     known = notes(settings, [*around.before, asked, *around.after])
     if as_json:
-        told = {"event": event_json(asked)} | {
-            name: [event_json(each) for each in part]
-            for name, part in (("before", around.before), ("after", around.after))
-        }
-        print(json.dumps(told | {"mlflow": known}))
+        print(json.dumps(views.chain(chain, asked) | {"mlflow": known}))
     else:
         console = _console()
         shown = {each.envelope.id: facts(each.envelope.event) for each in (*around.before, asked, *around.after)}

@@ -15,7 +15,7 @@ from streams.eventlog import Logged
 from streams.lag import GROUPS, TROUBLE, PartitionLag, worst
 from streams.letters import Letter, shown
 from streams.quality import DEVICE
-from workers.chain import causes
+from workers.chain import Chain, causes
 from workers.narrate import ACTIVITY_WORDS, REASONS, plain, tell
 from workers.seen import NOT_LOOKED, Json, Seen, most, of_group, total
 
@@ -417,21 +417,20 @@ def events(seen: Seen, *, topic: str | None, text: str, limit: int) -> list[Json
     return found
 
 
-def chain(seen: Seen, wanted: str, model: str) -> Json:
-    """An event with all that is connected with it. Raises UserError if there is none."""
-    logged = seen.chain.find(wanted, model)
-    around = seen.chain.around(logged)
+def chain(known: Chain, logged: Logged) -> Json:
+    """An event with all that is connected with it; causes: also of which switch it was the occasion."""
+    around = known.around(logged)
 
     def linked(each: Logged) -> Json:
         told = event_json(each)
-        occasions = [cause.envelope.id for cause in seen.chain.causes_of(each)]
-        return {**told, "causes": [*told["causes"], *(id for id in occasions if id not in told["causes"])]}
+        causes = [*told["causes"], *(cause.envelope.id for cause in known.causes_of(each))]
+        return {**told, "causes": list(dict.fromkeys(causes))}
 
     return {
         "event": linked(logged),
         "before": [linked(each) for each in around.before],
         "after": [linked(each) for each in around.after],
-        "episode": [event_json(each) for each in seen.chain.episode(logged)],
+        "episode": [event_json(each) for each in known.episode(logged)],
     }
 
 

@@ -127,7 +127,7 @@ class Page:
         get("/api/models", self._json(lambda _: views.models(self.seen, self.settings)))
         get("/api/models/{version}/confusion", self._confusion)
         get("/api/events", self._json(self._events))
-        get("/api/events/{id}", self._json(lambda r: views.chain(self.seen, r.match_info["id"], self.settings.model)))
+        get("/api/events/{id}", self._json(self._chain))
         get("/api/dead-letters", self._json(self._letters))
         get("/api/stream", self._stream)
         app.router.add_post("/api/dead-letters/replay", self._replay)
@@ -239,6 +239,10 @@ class Page:
             "end": end,
             "series": {name: self.history.read(name, end - seconds, end) for name in names},
         }
+
+    def _chain(self, request: web.Request) -> Any:
+        chain = self.seen.chain
+        return views.chain(chain, chain.find(request.match_info["id"], self.settings.model))
 
     def _events(self, request: web.Request) -> Any:
         limit = int(_number(request, "limit", 100, most=1000))

@@ -102,7 +102,27 @@ def test_workers_killed_in_the_middle_come_back_and_the_loop_closes_once(home):
     deployed = events(kept, "deployed")
     assert len({each["id"] for each in deployed}) == len(deployed)
     assert [each["data"]["version"] for each in deployed] == sorted({each["data"]["version"] for each in deployed})
+    the_tree_tells_it(kept, report, deployed)
     the_page_tells_it(report, deployed)
+
+
+def the_tree_tells_it(kept, report, deployed):
+    """`driftloop why latest` for a person, and for a program."""
+
+    def why(*arguments):
+        command = [*DRIFTLOOP, "why", "latest", *arguments]
+        return subprocess.run(command, env=environment(kept), capture_output=True, text=True, check=True).stdout
+
+    tree = why()
+    places = [
+        tree.index(part) for part in (f"drift            {report['device']}", "model-registered version", "deployed  ")
+    ]
+    assert places == sorted(places)
+    for wanted in ("readings activity/", "promoted", "tried ", "digest sha256:", "in place of", "helped"):
+        assert wanted in tree
+    told = json.loads(why("--json"))
+    assert told["event"]["id"] == deployed[-1]["id"]
+    assert report["chain"]["drift"] in {each["id"] for each in told["before"]}
 
 
 def the_page_tells_it(report, deployed):
