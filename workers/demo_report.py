@@ -63,10 +63,9 @@ def show(report: Report, *, keep: bool, console: Console, waits: float = 0) -> N
     else:
         console.print(f"[bold red]The loop did not close:[/] {report.failure}")
     if waits:
-        console.print(
-            f"\n[bold]See it at {report.page}[/]: what drifted, what was decided, which model serves now, and whether"
-        )
-        console.print(f"anything lags. The stack stops when you press Enter, or in {waits / 60:.0f} minutes.")
+        told = "what drifted, what was decided, which model serves now, and whether anything lags"
+        console.print(f"\n[bold]See it at {report.page}[/]: {told}.")
+        console.print(f"The stack stops when you press Enter, or in {waits / 60:.0f} minutes.")
     else:
         _say_where_to_look(report, keep, console)
 
