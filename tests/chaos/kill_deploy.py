@@ -102,7 +102,7 @@ def main() -> None:
     arguments.add_argument("--points", help="comma-separated; all of the target's")
     given = arguments.parse_args()
     points = [
-        *(IMAGE_POINTS[-1:] if given.target == "aci-fake" else IMAGE_POINTS if given.target == "docker" else ()),
+        *(() if given.target == "process" else IMAGE_POINTS),
         *POINTS,
     ]
     points = given.points.split(",") if given.points else points
