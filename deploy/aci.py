@@ -154,7 +154,7 @@ class AciTarget:
     @contextmanager
     def _azure(self) -> Iterator[ContainerInstanceManagementClient]:
         """A client; its errors become Retry, and nothing is asked before Azure wants to be asked again."""
-        from azure.core.exceptions import AzureError, HttpResponseError
+        from azure.core.exceptions import AzureError
         from azure.mgmt.containerinstance import ContainerInstanceManagementClient
 
         if (wait := self._not_before - self._clock()) > 0:
@@ -170,16 +170,17 @@ class AciTarget:
                 retry_total=3,
                 connection_timeout=10,
                 read_timeout=30,
+                per_retry_policies=[_noting(self._note)],
                 **arguments,
             ) as client:
                 yield client
-        except HttpResponseError as error:
-            headers = getattr(error.response, "headers", {})
-            if (after := headers.get("Retry-After", "")) and re.fullmatch(r"[0-9]{1,6}", after):
-                self._not_before = self._clock() + int(after)
-            raise Retry(f"Azure: {_in_a_line(error)}") from error
         except AzureError as error:
             raise Retry(f"Azure: {_in_a_line(error)}") from error
+
+    def _note(self, status: int, after: str) -> None:
+        """An answer has come, maybe to a poller that went on in its thread after we had given it up."""
+        if status >= 400 and re.fullmatch(r"[0-9]{1,6}", after):
+            self._not_before = max(self._not_before, self._clock() + int(after))
 
     def _get(self, client: ContainerInstanceManagementClient, label: str) -> ContainerGroup | None:
         """The group, if it is there and ours. Raises Retry if somebody else's has its name."""
@@ -307,6 +308,17 @@ class AciTarget:
             str(group.id),
             tags.get("image"),
         )
+
+
+def _noting(note: Callable[[int, str], None]) -> Any:
+    """A policy that tells of each answer its status and its Retry-After."""
+    from azure.core.pipeline.policies import SansIOHTTPPolicy
+
+    class Noting(SansIOHTTPPolicy):  # type: ignore[type-arg]
+        def on_response(self, request: Any, response: Any) -> None:
+            note(response.http_response.status_code, response.http_response.headers.get("Retry-After", ""))
+
+    return Noting()
 
 
 def _is_as_wanted(group: ContainerGroup, spec: DeploymentSpec, image: str) -> bool:

@@ -97,7 +97,7 @@ def replaced(azure: fake.Azure) -> Target:
     return AciTarget(place, credential(), Images(), Registry(repository="127.0.0.1:1/driftloop/models"))
 
 
-def measure(scripts: int, seed: int) -> Measurement:
+def measure(scripts: int, seed: int, first: int = 0) -> Measurement:
     """So many scripts, ten at a time: they mostly wait."""
     with tempfile.TemporaryDirectory() as folder, fake.azure(Path(folder) / "identity") as identity:
         os.environ |= {name: identity.environment[name] for name in ("IDENTITY_ENDPOINT", "IDENTITY_HEADER")}
@@ -106,7 +106,7 @@ def measure(scripts: int, seed: int) -> Measurement:
             files = write_model(Path(folder) / version, int(version))
             specs.append(DeploymentSpec("m", version, modelfiles.digest(files), files))
         with ThreadPoolExecutor(10) as pool:
-            rows = list(pool.map(lambda number: run(number, seed, specs), range(scripts)))
+            rows = list(pool.map(lambda number: run(number, seed, specs), range(first, first + scripts)))
     figures = {
         "scripts": len(rows),
         "one_group_each": sum(row["groups"] == 1 and row["succeeded"] == 1 for row in rows),

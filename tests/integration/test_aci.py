@@ -140,6 +140,11 @@ def test_random_faults_leave_one_group_and_no_early_request():
     assert (figures["early_retries"], figures["refused_bodies"], figures["orphans"]) == (0, 0, 0)
 
 
+def test_an_operation_that_was_given_up_still_tells_when_azure_wants_to_be_asked_again():
+    """Its poller goes on in a thread, and is the one that is throttled (script 182: `failed 429` past the limit)."""
+    assert arm_faults.measure(1, seed=0, first=182).figures["early_retries"] == 0
+
+
 # -- the doctor -----------------------------------------------------------------------------------------------------
 
 
