@@ -74,9 +74,11 @@ class Outbox:
         batch, self.batch = self.batch, _Batch()
         pause = SOONEST_LOOK_S
         # Not in a thread: it would fight for the interpreter at each acknowledgement, at several times its price.
-        while self.producer.poll(0) or batch.open:
+        self.producer.poll(0)
+        while batch.open:  # not: until nothing comes any more, for what is sent meanwhile is acknowledged as well
             await asyncio.sleep(pause)
             pause = min(2 * pause, LATEST_LOOK_S)
+            self.producer.poll(0)
         if batch.error is not None:
             raise Stop(f"Kafka has not acknowledged what the agent sent: {batch.error.str()}")
 

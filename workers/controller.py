@@ -219,6 +219,7 @@ class Controller:
             self.rejections = made.rejections + 1
             for each in made.drifts:
                 self.reopened[each.id] = self.reopened.get(each.id, 0) + 1
+                self.answered[each.id] = self.answered.get(each.id, 0) + 1  # or two decisions would have one id
                 if self.reopened[each.id] <= LOOKS:
                     self.settled.discard(each.id)
                     self._leads[each.id] = event_id("again", each.id, version)
@@ -378,6 +379,7 @@ class Controller:
                 continue
             if self._refused(each, event) is None:
                 found.setdefault(each.id, each)
+                self._drifts.setdefault(each.id, each)  # as it will be known after a restart
         return list(found.values())
 
     def _asked(self, told: Envelope, event: RetrainRequested) -> Train | Decided:
