@@ -224,7 +224,7 @@ class LagTracker:
             rate_in=rate_in,
             rate_out=rate_out,
             catch_up_s=0.0 if waiting == 0 else waiting / gain if waiting and gain is not None and gain > 0 else None,
-            trend=_trend(kept.seconds) or _trend(kept.lags),
+            trend=_trend(kept.lags if seconds is None else kept.seconds) or _trend(kept.lags),
             members=seen.members,
             owner=owner,
             expired=max(0, start - committed) if committed is not None else 0,

@@ -207,6 +207,8 @@ class Controller:
             left = [each for each in self.deployed if version_of(each) == event.previous]
             if left and left[-1].root == told.root:  # a person's request has a chain of its own
                 self._failed(told, {event.previous})
+        else:
+            self.left.discard(event.version)  # somebody has promoted it all the same
         self.deployed.append(told)
 
     def _failed(self, told: Envelope, versions: Iterable[str | None]) -> None:

@@ -113,7 +113,7 @@ class Retrainer:
             self.proof_at = time.monotonic() + _PROOF_EVERY_S[0]
             for logged in self._read(DEPLOYED):
                 controller.see(logged.envelope)
-        self._look_for_refusal(controller)
+        self._look_for_fate(controller)
         found = controller.unproved()
         if found is None or time.monotonic() < self.proof_at:
             return None
@@ -140,8 +140,8 @@ class Retrainer:
         )
         return ChildJob(self, (deployed,), task)
 
-    def _look_for_refusal(self, controller: Controller) -> None:
-        """Hear of it if the newest version is not to be deployed."""
+    def _look_for_fate(self, controller: Controller) -> None:
+        """Hear of it if the newest version was refused, or has been sent back already."""
         newest = controller.registered[-1].version
         if newest in controller.left or any(version_of(each) == newest for each in controller.deployed):
             return
@@ -151,8 +151,9 @@ class Retrainer:
         self.awaited = newest, time.monotonic() + _PROOF_EVERY_S[1]
         if awaited != newest:  # it is being deployed
             return
-        for logged in self._read(DECISIONS):
-            if isinstance(event := logged.envelope.event, DecisionMade) and event.about == "deploy":
+        for logged in self._read(DEPLOYED, DECISIONS):  # one that came and went at once is only there
+            event = logged.envelope.event
+            if isinstance(event, ModelDeployed) or (isinstance(event, DecisionMade) and event.about == "deploy"):
                 controller.see(logged.envelope)
 
     def _verdict(self, deployed: Envelope, said: Declined) -> list[Output]:
@@ -226,7 +227,8 @@ class Retrainer:
         champion = None
         if history:
             serving = self.current.latest
-            best = next((item for item in history if serving and item.version == serving.version), history[-1])
+            known = self._controller().registered
+            best = next((item for item in known if serving and item.version == serving.version), history[-1])
             champion = Champion(best.version, best.digest, best.run_id)
         request = train.request
         return Task(
