@@ -21,10 +21,10 @@ from workers.seen import NOT_LOOKED, Json, Seen, most, of_group, total
 
 RECENT_S: Final = 900.0
 _LAST_EVENTS: Final = 12
-VERDICTS: Final = {
-    "helped": "and it does better than the one before",
-    "no-effect": "though it does no better than the one before",
-    "harmed": "though it does worse than the one before",
+VERDICTS: Final = {  # by reason; of what nobody could measure nothing is said
+    "better-after": "and it does better than the one before",
+    "no-better": "though it does no better than the one before",
+    "worse-after": "though it does worse than the one before",
 }
 
 
@@ -243,7 +243,7 @@ def _say_drift(seen: Seen, say: Any, now: float) -> None:
         say("note", f"{what}: version {deployed['previous']} was trained for it and sent back; "
             f"{deployed['version']} serves again.", link)  # fmt: skip
     elif deployed is not None:
-        proof = f", {VERDICTS[decided['outcome']]}" if decided and decided["outcome"] in VERDICTS else ""
+        proof = f", {VERDICTS[decided['reason']]}" if decided and decided["reason"] in VERDICTS else ""
         say("note", f"{what}: version {deployed['version']} was trained for it and serves{proof}.", link)
     elif registered is not None and decided is not None and decided["about"] == "deploy":
         say("bad", f"{what}: version {registered['version']} was trained for it and is not deployed: {why}.", link)
