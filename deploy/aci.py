@@ -314,7 +314,7 @@ def _noting(note: Callable[[int, str], None]) -> Any:
     """A policy that tells of each answer its status and its Retry-After."""
     from azure.core.pipeline.policies import SansIOHTTPPolicy
 
-    class Noting(SansIOHTTPPolicy):  # type: ignore[type-arg]
+    class Noting(SansIOHTTPPolicy):  # type: ignore[type-arg]  # generic in what it only hands on
         def on_response(self, request: Any, response: Any) -> None:
             note(response.http_response.status_code, response.http_response.headers.get("Retry-After", ""))
 

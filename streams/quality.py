@@ -148,6 +148,11 @@ class Quality:
             self._refuse(item, told)
         return told, bad
 
+    def broken(self, windows: Windows, refused: Sequence[Refused] = ()) -> Mask:
+        """(n,) which of these windows are not to be judged in some channel; as `observe` takes them."""
+        _, broken = self.observe(windows, refused)
+        return np.zeros(len(windows), np.bool_) if broken is None else np.asarray(broken.any(1))
+
     def _quiet(self, windows: Windows, refused: Sequence[Refused]) -> bool:
         """Whether nothing is wrong and nothing was: the usual case, and the cheap one."""
         if self.episodes or self.refused or refused or any(self.lost):

@@ -212,8 +212,7 @@ class _PartitionReader:
         refused = refused_by_device([*rejections, *taken.rejections], self.names)
         for row in sorted({*taken.window_rows.tolist(), *refused}):
             found = windows.chosen(taken.window_rows == row)
-            _, faults = self.quality.setdefault(row, Quality()).observe(found, refused.get(row, ()))
-            broken = np.zeros(len(found), np.bool_) if faults is None else np.asarray(faults.any(1))
+            broken = self.quality.setdefault(row, Quality()).broken(found, refused.get(row, ()))
             if self.labelled:
                 kept = found.labels != NO_LABEL
                 found, broken = found.chosen(kept), broken[kept]

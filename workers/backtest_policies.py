@@ -29,7 +29,7 @@ from streams.profile import Profile
 from streams.replay import end_ranges, replay
 from streams.windows import Readings, Windows, empty_readings
 from workers import backtest
-from workers.profiles import profile_of
+from workers.profiles import load_profile
 from workers.rehearsal import Rehearsed, rehearse
 from workers.retrain import policy_of
 
@@ -94,7 +94,7 @@ def profile_in_service(settings: Settings) -> Profile | None:
     """What the agent judges devices by now; None without a model, or where it has no profile. Raises Retry."""
     served = [logged.envelope.event for logged in read_events(settings, [CURRENT_MODEL]) if logged is not None]
     mine = [event for event in served if isinstance(event, ModelDeployed) and event.model == settings.model]
-    found = profile_of(settings, mine[-1].version, mine[-1].digest) if mine else None
+    found = load_profile(settings, mine[-1].version, mine[-1].digest) if mine else None
     return None if found is None else found[1]
 
 

@@ -108,9 +108,10 @@ class _Waiting:
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A version: the id of its event, the drifts that it was made for, the rejections before it."""
+    """A version: id and root of its event, the drifts that it was made for, the rejections before it."""
 
     id: str
+    root: str
     drifts: tuple[Envelope, ...]
     rejections: int
 
@@ -135,7 +136,6 @@ class Controller:
         self.running: State | None = None
         self.faults: dict[tuple[str, str, str], tuple[float, float | None]] = {}  # event time of begin and end
         self.deployed: list[Envelope] = []  # of ModelDeployed, oldest first
-        self.roots: dict[str, str] = {}  # of ModelRegistered, by id
         self.left: set[str] = set()  # versions that were refused or sent back
         self.reopened: dict[str, int] = {}  # of each drift: how many of its versions failed
         self.judged: set[str] = set()  # deployments with a verdict
@@ -169,9 +169,9 @@ class Controller:
             case DecisionMade(about="verdict"):
                 self.judged |= set(event.concerns)
                 if event.outcome == "harmed":
-                    self._failed(told, {version_of(each) for each in self.deployed if each.id in event.concerns})
+                    self._failed(told, *(version_of(each) for each in self.deployed if each.id in event.concerns))
             case DecisionMade(about="deploy", outcome="refused"):
-                self._failed(told, {name for name, made in self._made.items() if made.id in event.concerns})
+                self._failed(told, *(name for name, made in self._made.items() if made.id in event.concerns))
             case ModelDeployed():
                 self._deployed(told, event)
             case _:
@@ -190,8 +190,9 @@ class Controller:
         first = not self.registered
         self.registered.append(event)
         known = [self.waiting[id].envelope if id in self.waiting else self._drifts.get(id) for id in event.caused_by]
-        self._made[event.version] = _Made(told.id, tuple(each for each in known if each is not None), self.rejections)
-        self.roots[told.id] = told.root
+        self._made[event.version] = _Made(
+            told.id, told.root, tuple(each for each in known if each is not None), self.rejections
+        )
         self._settle(event.caused_by)
         if first:  # which is no retraining
             self.begun = told.time.timestamp()
@@ -206,12 +207,12 @@ class Controller:
         if event.reason == "rollback":
             left = [each for each in self.deployed if version_of(each) == event.previous]
             if left and left[-1].root == told.root:  # a person's request has a chain of its own
-                self._failed(told, {event.previous})
+                self._failed(told, event.previous)
         else:
             self.left.discard(event.version)  # somebody has promoted it all the same
         self.deployed.append(told)
 
-    def _failed(self, told: Envelope, versions: Iterable[str | None]) -> None:
+    def _failed(self, told: Envelope, *versions: str | None) -> None:
         """Versions were refused or sent back: what they were made for is not healed, and waits again, a few times."""
         for version in versions:
             made = self._made.get(version or "")
@@ -348,8 +349,9 @@ class Controller:
             event = told.event
             if not isinstance(event, ModelDeployed) or told.id in self.judged:
                 continue
-            trained = event.reason == "manual" and self.roots.get(event.caused_by) == told.root
-            if event.reason == "drift" or trained:
+            made = self._made.get(event.version)
+            trained = made is not None and (made.id, made.root) == (event.caused_by, told.root)
+            if event.reason == "drift" or (event.reason == "manual" and trained):
                 return told, told is self.deployed[-1]
         return None
 

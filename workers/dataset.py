@@ -285,8 +285,7 @@ def faulty_of(windows: Windows) -> NDArray[np.bool_]:
     measures = [measure(windows.values[begin : begin + 512]) for begin in range(0, len(windows), 512)]
     if not measures:
         return np.zeros(0, np.bool_)
-    _, broken = Quality().observe(replace(windows, measures=np.concatenate(measures)))
-    return np.zeros(len(windows), np.bool_) if broken is None else np.asarray(broken.any(1))
+    return Quality().broken(replace(windows, measures=np.concatenate(measures)))
 
 
 def all_have_rotation(pieces: Sequence[Piece]) -> bool:

@@ -24,7 +24,7 @@ def looks(
     settings: Settings, pattern: str | None, every: float = 2.0, *, watch: bool = False
 ) -> Iterator[list[PartitionLag] | Retry]:
     """Lags, again and again, our groups first; the first after two looks. If the broker does not answer: raises Retry;
-    where it is watched, yields it instead of lags that nobody knows.
+    where it is watched and has answered once, yields it instead of lags that nobody knows.
     """
     ours = {f"{settings.namespace}{group}" for group in GROUPS}
     collector, tracker, times = Collector(settings, pattern), LagTracker(), RecordTimes(settings)

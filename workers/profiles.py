@@ -61,7 +61,7 @@ class Profiles:
     def take(self, version: str, digest: str) -> bool:
         """Put a version's profile in force; whether that is done with, for good or ill."""
         try:
-            found = profile_of(self.settings, version, digest)
+            found = load_profile(self.settings, version, digest)
         except Retry as error:
             log.warning("profile.waiting", version=version, reason=str(error))
             return False
@@ -74,7 +74,7 @@ class Profiles:
         return True
 
 
-def profile_of(settings: Settings, version: str, digest: str) -> tuple[str, Profile] | None:
+def load_profile(settings: Settings, version: str, digest: str) -> tuple[str, Profile] | None:
     """A version's profile and what it is known by; None if it has none that can be used. Raises Retry.
 
     digest: of the model's files; a registry that was made anew counts its versions from 1 again.

@@ -111,8 +111,7 @@ class Retrainer:
             if time.monotonic() < self.proof_at:
                 return None
             self.proof_at = time.monotonic() + _PROOF_EVERY_S[0]
-            for logged in self._read(DEPLOYED):
-                controller.see(logged.envelope)
+            self._hear_of_deployments(controller)
         self._look_for_fate(controller)
         found = controller.unproved()
         if found is None or time.monotonic() < self.proof_at:
@@ -151,7 +150,11 @@ class Retrainer:
         self.awaited = newest, time.monotonic() + _PROOF_EVERY_S[1]
         if awaited != newest:  # it is being deployed
             return
-        for logged in self._read(DEPLOYED, DECISIONS):  # one that came and went at once is only there
+        self._hear_of_deployments(controller, DECISIONS)
+
+    def _hear_of_deployments(self, controller: Controller, *more: Topic) -> None:
+        """What the deploy worker has told of meanwhile; of retrainings we decide ourselves, and know it."""
+        for logged in self._read(DEPLOYED, *more):
             event = logged.envelope.event
             if isinstance(event, ModelDeployed) or (isinstance(event, DecisionMade) and event.about == "deploy"):
                 controller.see(logged.envelope)
@@ -223,12 +226,13 @@ class Retrainer:
         return [logged for logged in found if logged is not None]
 
     def _task(self, train: Train) -> Task:
-        history = self._controller().standing or self._controller().registered
+        controller = self._controller()
+        history = controller.standing or controller.registered
         champion = None
         if history:
             serving = self.current.latest
-            known = self._controller().registered
-            best = next((item for item in known if serving and item.version == serving.version), history[-1])
+            known = (item for item in controller.registered if serving and item.version == serving.version)
+            best = next(known, history[-1])
             champion = Champion(best.version, best.digest, best.run_id)
         request = train.request
         return Task(

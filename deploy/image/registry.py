@@ -158,7 +158,7 @@ def _basic(username: str, password: str) -> Any:
 
     token = base64.b64encode(f"{username}:{password}".encode()).decode()
 
-    class Basic(SansIOHTTPPolicy):  # type: ignore[type-arg]
+    class Basic(SansIOHTTPPolicy):  # type: ignore[type-arg]  # generic in what it only hands on
         def on_request(self, request: Any) -> None:
             request.http_request.headers["Authorization"] = f"Basic {token}"
 

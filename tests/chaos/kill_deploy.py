@@ -101,10 +101,7 @@ def main() -> None:
     arguments.add_argument("--kills", type=int, default=5, help="at each point")
     arguments.add_argument("--points", help="comma-separated; all of the target's")
     given = arguments.parse_args()
-    points = [
-        *(() if given.target == "process" else IMAGE_POINTS),
-        *POINTS,
-    ]
+    points = [*(() if given.target == "process" else IMAGE_POINTS), *POINTS]
     points = given.points.split(",") if given.points else points
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running
     with tempfile.TemporaryDirectory() as folder:

@@ -8,10 +8,12 @@ from schemas.envelope import Envelope, envelope
 from schemas.events import (
     DecisionMade,
     DriftDetected,
+    ModelDeployed,
     ModelRegistered,
     OffsetRange,
     Position,
     QualityDegraded,
+    Smoke,
     TrainingWindow,
     event_id,
 )
@@ -69,6 +71,25 @@ def learned(version, start, end, partition=2, device=None, caused_by=()):
         digest=f"sha256:{version}",
         caused_by=list(caused_by),
     )
+
+
+def deployed(version, previous=None, reason="drift", caused_by="r"):
+    return ModelDeployed(
+        model="activity",
+        version=version,
+        previous=previous,
+        target="process",
+        endpoint="http://127.0.0.1:1",
+        digest="sha256:1",
+        smoke=Smoke(requests=20, p50_ms=3.0, p99_ms=9.0),
+        reason=reason,
+        caused_by=caused_by,
+    )
+
+
+def decision(about, outcome, reason, *concerns, **more):
+    given = {"model": "activity", "detail": "", "ts": 1.0} | more
+    return DecisionMade(about=about, outcome=outcome, reason=reason, concerns=list(concerns), **given)
 
 
 def told(event, id="an-event", at=0.0):
@@ -146,16 +167,7 @@ class World:
             self.decide(outcome, reason, ids or [answer.lead], answer.attempt)
 
     def decide(self, outcome, reason, concerns, attempt=0, cause=None, about="retrain"):
-        event = DecisionMade(
-            model="activity",
-            about=about,
-            outcome=outcome,
-            reason=reason,
-            detail="",
-            concerns=list(concerns),
-            ts=self.now,
-            cause=cause,
-        )
+        event = decision(about, outcome, reason, *concerns, ts=self.now, cause=cause)
         self.publish(event, event_id("decision", about, concerns[0], attempt), self.now)
 
     @property

@@ -5,11 +5,11 @@ import pytest
 
 from schemas.envelope import envelope
 from schemas.errors import UserError
-from schemas.events import DecisionMade, ModelDeployed, ModelRegistered, Smoke, SwitchRequested, event_id
+from schemas.events import DecisionMade, ModelDeployed, ModelRegistered, SwitchRequested, event_id
 from schemas.examples import EVENTS
 from schemas.topology import DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTERED
 from streams.eventlog import Logged
-from tests.unit.controlling import drift, learned
+from tests.unit.controlling import decision, deployed, drift, learned
 from workers.chain import Chain, facts, tree
 
 TOPIC_OF = {
@@ -107,10 +107,7 @@ def test_the_tree_says_where_the_readings_lie_what_was_tried_and_what_speaks_for
     """Whoever asks why a model changed must be able to check each step by hand."""
     at = drift(offset=500, change=400)
     version = learned("2", 400, 700, caused_by=["d"])
-    promoted = DecisionMade(
-        model="activity", about="promote", outcome="promoted", reason="better-on-recent", detail="",
-        concerns=["d"], ts=1.0, numbers={"gain.low": 0.2}, cause="carrying",
-    )  # fmt: skip
+    promoted = decision("promote", "promoted", "better-on-recent", "d", numbers={"gain.low": 0.2}, cause="carrying")
     assert facts(at) == ["readings activity/2 400 … 500, confirmed by statistic"]
     assert "learned from activity/2 400 … 700: 1 readings" in facts(version)
     assert facts(promoted) == ["cause: carrying; gain.low 0.2"]
@@ -121,8 +118,8 @@ def test_what_was_decided_on_the_way_to_a_version_is_told_with_it():
     chain = Chain()
     at, version = drift(), learned("2", 400, 700, caused_by=["d"])
     decisions = [
-        DecisionMade(model="activity", about=about, outcome=outcome, reason=reason, detail="", concerns=["d"], ts=1.0)
-        for about, outcome, reason in (("retrain", "deferred", "cooldown"), ("promote", "promoted", "better-on-recent"))
+        decision("retrain", "deferred", "cooldown", "d"),
+        decision("promote", "promoted", "better-on-recent", "d"),
     ]
     for number, (id, event, topic) in enumerate(
         [
@@ -138,13 +135,6 @@ def test_what_was_decided_on_the_way_to_a_version_is_told_with_it():
     assert [each.envelope.id for each in around.before] == ["d", "c", "p"]
 
 
-def deployed(version, reason, previous=None):
-    return ModelDeployed(
-        model="activity", version=version, target="process", endpoint="http://127.0.0.1:1", digest="sha256:1",
-        smoke=Smoke(requests=1, p50_ms=1, p99_ms=1), reason=reason, caused_by=f"r{version}", previous=previous,
-    )  # fmt: skip
-
-
 def of(*told):
     """A chain of events in this order: id, topic, event, and the root where it is another's."""
     chain = Chain()
@@ -156,13 +146,11 @@ def of(*told):
 
 def test_a_version_that_serves_again_is_followed_to_the_one_that_failed_and_what_was_found():
     """`why latest` after a night in which a version was sent back."""
-    decided = DecisionMade(
-        model="activity", about="rollback", outcome="rolled-back", reason="slow", detail="", concerns=["d8"], ts=1.0
-    )
+    decided = decision("rollback", "rolled-back", "slow", "d8")
     chain = of(
-        ("d7", DEPLOYED, deployed("7", "drift"), None),
-        ("d8", DEPLOYED, deployed("8", "drift", "7"), None),
-        ("back", DEPLOYED, deployed("7", "rollback", "8"), None),
+        ("d7", DEPLOYED, deployed("7"), None),
+        ("d8", DEPLOYED, deployed("8", "7"), None),
+        ("back", DEPLOYED, deployed("7", "8", "rollback"), None),
         ("why", DECISIONS, decided, None),
     )
     assert ids(chain.around(chain.find("latest")).before) == ["d8", "why"]
@@ -184,10 +172,10 @@ def test_a_version_that_did_harm_is_followed_to_the_request_and_the_way_back():
         ts=1.0,
     )
     chain = of(
-        ("d7", DEPLOYED, deployed("7", "drift"), "r"),
-        ("d8", DEPLOYED, deployed("8", "drift", "7"), "drift"),
+        ("d7", DEPLOYED, deployed("7"), "r"),
+        ("d8", DEPLOYED, deployed("8", "7"), "drift"),
         (request, MODEL_REGISTERED, undo, "drift"),
-        ("back", DEPLOYED, deployed("7", "rollback", "8"), "drift"),
+        ("back", DEPLOYED, deployed("7", "8", "rollback"), "drift"),
         ("why", DECISIONS, decided, "drift"),
     )
     assert ids(chain.around(chain.find("d8")).after) == [request, "back", "why"]
@@ -196,8 +184,8 @@ def test_a_version_that_did_harm_is_followed_to_the_request_and_the_way_back():
 
 def test_of_several_loops_each_is_asked_for_its_own():
     """They may share a cluster's topics."""
-    others = msgspec.structs.replace(deployed("7", "drift"), model="other")
-    chain = of(("mine", DEPLOYED, deployed("7", "drift"), None), ("theirs", DEPLOYED, others, None))
+    others = msgspec.structs.replace(deployed("7"), model="other")
+    chain = of(("mine", DEPLOYED, deployed("7"), None), ("theirs", DEPLOYED, others, None))
     assert chain.find("latest", "activity").envelope.id == chain.find("7", "activity").envelope.id == "mine"
     assert chain.find("theirs", "activity").envelope.id == "theirs"
 
@@ -207,8 +195,8 @@ def test_a_switch_by_hand_is_followed_to_whoever_asked_for_it():
     asked = SwitchRequested(model="activity", action="promote", by="ann", version="5")
     chain = of(
         ("ask", MODEL_REGISTERED, asked, None),
-        ("d5", DEPLOYED, deployed("5", "manual", "6"), "ask"),
-        ("d6", DEPLOYED, deployed("6", "drift", "5"), "another"),
+        ("d5", DEPLOYED, deployed("5", "6", "manual"), "ask"),
+        ("d6", DEPLOYED, deployed("6", "5"), "another"),
     )
     assert ids(chain.around(chain.find("d5")).before) == ["ask"]
     assert ids(chain.around(chain.find("ask")).after) == ["d5"]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.envelope import envelope
-from schemas.events import ModelDeployed, ModelRegistered, RetrainRequested, Smoke
-from tests.unit.controlling import DEVICE, World, drift, fault, learned, told
+from schemas.events import ModelRegistered, RetrainRequested
+from tests.unit.controlling import DEVICE, World, deployed, drift, fault, learned, told
 from workers.controller import Controller, Decided, Policy, Train
 
 
@@ -158,13 +158,6 @@ def test_a_hold_holds_whatever_the_policy(mode):
     release = told(RetrainRequested(model="activity", action="release", by="ops"), "release", 2000)
     world.consume([(2000, release)], until=2500)
     assert len(world.trained) == 1
-
-
-def deployed(version, previous, reason="drift", caused_by="r"):
-    return ModelDeployed(
-        model="activity", version=version, previous=previous, target="process", endpoint="http://127.0.0.1:1",
-        digest="", smoke=Smoke(requests=1, p50_ms=1.0, p99_ms=1.0), reason=reason, caused_by=caused_by,
-    )  # fmt: skip
 
 
 def fails(world, how):

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from schemas.envelope import envelope
-from schemas.events import DecisionMade, ModelDeployed, Smoke
-from tests.unit.controlling import drift, learned, told
+from tests.unit.controlling import decision, deployed, drift, learned, told
 from workers.controller import Controller, Policy
 from workers.verdict import prove
 
@@ -55,33 +54,17 @@ def test_a_drift_that_came_again_is_told_with_the_verdict():
     assert "2 drifts since" in found.detail
 
 
-def deployment(version, reason="drift"):
-    return ModelDeployed(
-        model="activity",
-        version=version,
-        previous="1",
-        target="process",
-        endpoint="http://127.0.0.1:1",
-        digest="",
-        smoke=Smoke(requests=20, p50_ms=3.0, p99_ms=9.0),
-        reason=reason,
-        caused_by="r",
-    )
-
-
 def test_only_a_deployment_after_a_drift_wants_a_verdict_and_only_one():
     """The first model has nothing to be compared with; a person's choice is a person's."""
     controller = Controller("activity", Policy())
-    controller.see(told(deployment("1", "first"), "d1"))
+    controller.see(told(deployed("1", "1", "first"), "d1"))
     assert controller.unproved() is None
-    controller.see(told(deployment("2"), "d2"))
+    controller.see(told(deployed("2", "1"), "d2"))
     assert controller.unproved()[0].id == "d2"
     assert controller.unproved()[1], "it serves"
-    controller.see(told(deployment("3"), "d3"))
+    controller.see(told(deployed("3", "1"), "d3"))
     assert not controller.unproved()[1], "another version took its place"
-    said = DecisionMade(
-        model="activity", about="verdict", outcome="helped", reason="better-after", detail="", concerns=["d2"], ts=1.0
-    )
+    said = decision("verdict", "helped", "better-after", "d2")
     controller.see(told(said, "v"))
     assert controller.unproved()[0].id == "d3"
 
@@ -92,7 +75,7 @@ def test_what_was_trained_by_hand_wants_a_verdict_and_what_was_promoted_by_hand_
     controller = Controller("activity", Policy())
     controller.see(envelope(learned("1", 0, 400), id="r1", source="s", subject="", time=0))
     controller.see(envelope(learned("2", 400, 700), id="r", source="s", subject="", time=1, root="asked"))
-    controller.see(envelope(deployment("2", "manual"), id="d2", source="s", subject="", time=2, root=root))
+    controller.see(envelope(deployed("2", "1", "manual"), id="d2", source="s", subject="", time=2, root=root))
     assert (controller.unproved() is not None) == wants
 
 

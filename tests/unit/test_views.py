@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import msgspec
 import pytest
 
 from schemas.envelope import envelope
-from schemas.events import DecisionMade, ModelDeployed, Position, QualityDegraded, Smoke
+from schemas.events import Position, QualityDegraded
 from schemas.settings import Settings
 from schemas.topology import DECISIONS, DEPLOYED, DRIFT, MODEL_REGISTERED
 from streams.eventlog import Logged
 from streams.letters import Letter
-from tests.unit.controlling import drift, learned
+from tests.unit.controlling import decision, deployed, drift, learned
 from workers import views
 from workers.processes import ProcessSeen
 from workers.seen import Seen
@@ -54,18 +53,9 @@ def words(*told, letters=()):
     return views.in_words(seen, Settings(_env_file=None), NOW), seen
 
 
-def decision(about, outcome, reason, *concerns):
-    return DecisionMade(
-        model="activity", about=about, outcome=outcome, reason=reason, detail="", concerns=list(concerns), ts=1.0
-    )
-
-
 PROMOTED = ("p", DECISIONS, decision("promote", "promoted", "better-on-recent", "d"))
 DRIFTED, LEARNED = ("d", DRIFT, drift()), ("r", MODEL_REGISTERED, learned("8", 400, 700, caused_by=["d"]))
-SERVED = ("s", DEPLOYED, ModelDeployed(
-    model="activity", version="8", target="process", endpoint="http://127.0.0.1:1", digest="sha256:1",
-    smoke=Smoke(requests=1, p50_ms=1, p99_ms=1), reason="drift", caused_by="r", previous="7",
-))  # fmt: skip
+SERVED = ("s", DEPLOYED, deployed("8", "7"))
 HELPED = ("v", DECISIONS, decision("verdict", "helped", "better-after", "s"))
 
 
@@ -84,9 +74,7 @@ HELPED = ("v", DECISIONS, decision("verdict", "helped", "better-after", "s"))
         (
             [
                 DRIFTED, PROMOTED, LEARNED, SERVED,
-                ("b", DEPLOYED, msgspec.structs.replace(
-                    SERVED[2], version="7", previous="8", reason="rollback", caused_by="r7"
-                )),
+                ("b", DEPLOYED, deployed("7", "8", "rollback", "r7")),
             ],
             "note",
             "version 8 was trained for it and sent back; 7 serves again",
